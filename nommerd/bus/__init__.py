@@ -1,0 +1,1 @@
+"""How work travels. `base` is the contract; one backend a file."""

@@ -1,0 +1,1 @@
+"""Encoder nodes on EC2."""

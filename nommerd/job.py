@@ -1,0 +1,274 @@
+"""The vocabulary everything shares: a job's record, its states, and the one table of moves between them."""
+
+from __future__ import annotations
+
+import secrets as random
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from pydantic import TypeAdapter, ValidationError
+
+from nommerd.errors import InfrastructureError, Problem
+
+SCHEMA_VERSION = 1
+RECORD_BYTES_MAX = 8 * 1024
+EVENTS_KEPT = 32
+ATTEMPTS_KEPT = 10
+WARNINGS_KEPT = 8
+DEFAULT_PROJECT = "default"
+UNSENT_SECONDS = 5.0  # a record whose message is not known to be sent is looked at after this long
+RESEND_SECONDS = 60.0  # one whose message was sent, and that nobody claimed, after this long
+
+
+class JobState(StrEnum):
+    """Where a job is. The values are what the API shows."""
+
+    PENDING = "PENDING"  # accepted, or given back; nobody works on it yet
+    DOWNLOADING = "DOWNLOADING"  # its sources are being fetched
+    ENCODING = "ENCODING"  # media work
+    UPLOADING = "UPLOADING"  # its outputs are being stored
+    WAITING = "WAITING"  # its child jobs are at work
+    FINISHED = "FINISHED"  # final: outputs verified and published
+    ERROR = "ERROR"  # final: `error` says why and who must act
+    ABANDONED = "ABANDONED"  # final: once claimed, then unclaimed and silent for too long
+    CANCELLED = "CANCELLED"  # final: somebody asked for it
+
+    @property
+    def final(self) -> bool:
+        return self in FINAL
+
+
+S = JobState
+FINAL = frozenset({S.FINISHED, S.ERROR, S.ABANDONED, S.CANCELLED})
+RUNNING = frozenset({S.DOWNLOADING, S.ENCODING, S.UPLOADING})
+_FROM_WORK = RUNNING | FINAL | {S.PENDING, S.WAITING}
+TRANSITIONS: dict[JobState, frozenset[JobState]] = {
+    S.PENDING: RUNNING | FINAL,
+    S.DOWNLOADING: _FROM_WORK - {S.DOWNLOADING},
+    S.ENCODING: _FROM_WORK - {S.ENCODING},
+    S.UPLOADING: _FROM_WORK - {S.UPLOADING},
+    S.WAITING: frozenset({S.PENDING}) | FINAL,
+    S.FINISHED: frozenset(),
+    S.ERROR: frozenset({S.PENDING}),
+    S.ABANDONED: frozenset({S.PENDING}),
+    S.CANCELLED: frozenset({S.PENDING}),
+}
+
+
+class Priority(StrEnum):
+    """Which jobs go first; within one priority, the oldest."""
+
+    HIGH = "high"
+    NORMAL = "normal"
+    LOW = "low"
+
+
+class Key(NamedTuple):
+    """What identifies a job: ids are unique within a project."""
+
+    project: str
+    id: str
+
+
+class IllegalMove(Exception):
+    """The table of TRANSITIONS has no such move."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Owner:
+    """Who holds a lease. `claim` is unique to one claim; the last four let a neighbour see that the process is gone."""
+
+    worker: str
+    node: str
+    claim: str = ""
+    boot_id: str = ""
+    pid_namespace: str = ""
+    pid: int = 0
+    started: int = 0  # the process's start time, in clock ticks since boot
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """One claim of the job; `number` is the token it was claimed under."""
+
+    number: int
+    worker: str
+    node: str
+    begun: datetime
+    ended: datetime | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One change of state. `seq` grows by one for each, over the job's whole life."""
+
+    seq: int
+    state: JobState
+    at: datetime
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Staged:
+    """An output on its way: what a later owner needs to revoke it, or to recognise that it was published."""
+
+    uri: str
+    handle: str
+    bytes: int
+    sha256: str
+    token: int
+    probe: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """A published output. `probe` is a summary (duration_seconds, container, streams)."""
+
+    uri: str
+    bytes: int
+    sha256: str
+    probe: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Webhook:
+    """How far the receiver of `notify_url` has come: events after `accepted_seq` are still due."""
+
+    accepted_seq: int = 0
+    tries: int = 0
+    next_at: datetime | None = None
+    disabled: bool = False
+    states: tuple[JobState, ...] | None = None  # which states are posted; None: each change
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The record: the truth about a job. At most RECORD_BYTES_MAX as JSON. Changed only through nommerd.lifecycle."""
+
+    id: str
+    project: str = DEFAULT_PROJECT
+    schema_version: int = SCHEMA_VERSION
+    state: JobState = JobState.PENDING
+    preset: str | None = None
+    pipeline: str
+    recipe: str  # hash of the recipe row
+    source: str  # without credentials or query
+    inputs: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # name -> [{"uri": …, "language": …}]
+    dest: str  # without credentials
+    secrets: str | None = None  # encrypted: the full URIs of source, dest, inputs and notify_url that hold any
+    params: dict[str, Any] = field(default_factory=dict)
+    priority: Priority = Priority.NORMAL
+    labels: dict[str, str] = field(default_factory=dict)
+    overwrite: bool = False
+    on_damage: str | None = None  # "tolerate" or "fail"; None: as the pipeline says
+    notify_url: str | None = None  # without credentials or query
+    request_hash: str | None = None
+    version: int = 1  # raised by one at every write
+    write_id: str = ""
+    token: int = 0  # the fence: raised at every claim, never lowered
+    attempts_charged: int = 0
+    owner: Owner | None = None
+    lease_version: int = 0  # raised at every claim and renewal; observers watch it on their own clock
+    lease_seconds: float = 30.0
+    message_id: str | None = None
+    sent_at: datetime | None = None
+    cancel_requested: bool = False
+    progress: float = 0.0  # 0 to 1, over all stages
+    stage: str | None = None
+    eta_seconds: float | None = None
+    staged: tuple[Staged, ...] = ()
+    outputs: tuple[Output, ...] = ()
+    error: Problem | None = None
+    warnings: tuple[Problem, ...] = ()
+    attempts: tuple[Attempt, ...] = ()
+    event_seq: int = 0
+    events: tuple[Event, ...] = ()  # the last EVENTS_KEPT
+    webhook: Webhook = Webhook()
+    parent_id: str | None = None
+    children_open: int = 0
+    created: datetime
+    updated: datetime
+    finished: datetime | None = None
+
+    @property
+    def key(self) -> Key:
+        return Key(self.project, self.id)
+
+    @property
+    def claimed(self) -> bool:
+        return self.owner is not None
+
+    def evolve(self, **changes: Any) -> Job:
+        """A copy with these fields changed. States change through `move` alone."""
+        return replace(self, **changes)
+
+    def move(self, state: JobState, at: datetime, **changes: Any) -> Job:
+        """The job in another state, with its event. Raises IllegalMove where TRANSITIONS has no such move."""
+        if state not in TRANSITIONS[self.state]:
+            raise IllegalMove(f"{self.state} -> {state}")
+        seq = self.event_seq + 1
+        event = Event(seq=seq, state=state, at=at, attempt=changes.get("token", self.token))
+        return replace(self, state=state, event_seq=seq, events=(*self.events, event)[-EVENTS_KEPT:],
+                       finished=at if state.final else None, **changes)
+
+    @property
+    def due_events(self) -> tuple[Event, ...]:
+        """Events that the receiver wants and has not accepted, oldest first; empty without one, or once it said 410."""
+        if self.notify_url is None or self.webhook.disabled:
+            return ()
+        wanted = self.webhook.states
+        return tuple(e for e in self.events if e.seq > self.webhook.accepted_seq and (wanted is None or e.state in wanted))
+
+    @property
+    def sweep_at(self) -> float | None:
+        """When the sweeper must look at this job (seconds since the epoch), None for never.
+
+        Claimed jobs always (0); unclaimed ones once their message is overdue; final ones only while something staged
+        was not revoked.
+        """
+        if self.claimed:
+            return 0.0
+        if self.state.final and not self.staged:
+            return None
+        patience = UNSENT_SECONDS if self.message_id is None else RESEND_SECONDS
+        return (self.sent_at or self.created).timestamp() + patience
+
+    @property
+    def webhook_at(self) -> float | None:
+        """When the next event is due for its receiver (seconds since the epoch), None for never."""
+        if not self.due_events:
+            return None
+        return self.webhook.next_at.timestamp() if self.webhook.next_at else 0.0
+
+    def encode(self) -> bytes:
+        """JSON, at most RECORD_BYTES_MAX."""
+        body = _ADAPTER.dump_json(self)
+        if len(body) > RECORD_BYTES_MAX:
+            raise InfrastructureError("internal.record_too_large", f"The record of job {self.id} would take {len(body)} bytes; "
+                                      f"at most {RECORD_BYTES_MAX} fit.", retryable=False)
+        return body
+
+    @staticmethod
+    def decode(body: bytes | str) -> Job:
+        """The record from JSON. Raises InfrastructureError for bytes that no version of ours wrote."""
+        try:
+            return _ADAPTER.validate_json(body)
+        except ValidationError as error:
+            raise InfrastructureError("internal.bad_record", f"A stored record cannot be read ({error.error_count()} faults).",
+                                      "Was it written by a newer version?") from None
+
+
+_ADAPTER = TypeAdapter(Job)
+
+
+def utcnow() -> datetime:
+    """Now, in UTC, timezone-aware."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """An opaque random id, safe in paths and URLs: 20 lower-case hexadecimal characters."""
+    return random.token_hex(10)

@@ -1,0 +1,109 @@
+"""What a stage works with: the task, a workspace, the files so far, and ways to report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from nommerd.errors import Problem, Stop
+from nommerd.job import JobState, Output, Staged
+from nommerd.media.binaries import Binaries
+from nommerd.media.probe import Probe
+from nommerd.media.verify import Expectation
+from nommerd.storage.base import StorageRegistry
+
+SOURCE = "source"  # the id of what fetch brought
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """What one attempt has to do. URIs are complete, with credentials: they go to storage backends and nowhere else."""
+
+    job_id: str
+    token: int
+    attempt: int
+    source: str
+    dest: str
+    inputs: dict[str, list[dict[str, str]]] = field(default_factory=dict)
+    overwrite: bool = False
+    on_damage: str | None = None
+    staged: tuple[Staged, ...] = ()  # what earlier attempts left
+
+
+@dataclass(slots=True, kw_only=True)
+class MediaFile:
+    """A file in the workspace. `expect` is what verify holds it to; `frames` ffmpeg's last frame count."""
+
+    path: Path
+    stage_id: str
+    probe: Probe | None = None
+    expect: Expectation | None = None
+    frames: int | None = None
+    consumed: bool = False  # a later media stage took it as input: it is not published
+    verified: bool = False
+    leaf: str | None = None  # its name under a destination that ends in "/"
+
+
+class Recorder(Protocol):
+    """Where an attempt's news goes: the store through the lease, or a terminal."""
+
+    def advance(self, state: JobState, stage_id: str, progress: float) -> None:
+        """A stage begins. Raises Fenced."""
+
+    def progress(self, progress: float, stage_id: str, eta_seconds: float | None) -> None:
+        """How far the job is, 0 to 1 over all stages. Cheap; may be dropped."""
+
+    def stage_outputs(self, staged: Sequence[Staged]) -> None:
+        """Durably note what is about to be uploaded (the whole list). Raises Fenced."""
+
+    def confirm(self) -> None:
+        """Return if the job is still ours by a fresh write; else raise Fenced."""
+
+
+@dataclass(kw_only=True)
+class Context:
+    """Made by the runner for one attempt and handed to each stage in turn."""
+
+    task: Task
+    workspace: Path
+    binaries: Binaries
+    storage: StorageRegistry
+    stop: Stop
+    recorder: Recorder
+    threads: int = 0  # for ffmpeg; 0: as many as it likes
+    stall_seconds: float = 120.0  # no progress for so long: killed
+    files: dict[str, MediaFile] = field(default_factory=dict)
+    warnings: list[Problem] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    stage_id: str = ""  # the stage that runs
+    last_media: str = SOURCE  # id of the newest media stage's file
+    on_progress: Callable[[float, float | None], None] = lambda fraction, eta_seconds: None
+
+    def progress(self, fraction: float, eta_seconds: float | None = None) -> None:
+        """How far this stage is, 0 to 1, and how long it will still take where that is known."""
+        self.on_progress(min(max(fraction, 0.0), 1.0), eta_seconds)
+
+    def warn(self, code: str, message: str, hint: str = "") -> None:
+        """Add a warning to the job; the same code and message once."""
+        problem = Problem(code=code, message=message, hint=hint, stage=self.stage_id, attempt=self.task.attempt)
+        if problem not in self.warnings:
+            self.warnings.append(problem)
+
+    def add(self, file: MediaFile) -> None:
+        """A media stage's result, under the stage's id."""
+        self.files[file.stage_id] = file
+        self.last_media = file.stage_id
+
+    def take(self, stage_id: str) -> MediaFile:
+        """The file of an earlier stage, as this stage's input: it will not be published on its own."""
+        file = self.files[stage_id]
+        file.consumed = True
+        return file
+
+    @property
+    def unpublished(self) -> list[MediaFile]:
+        """What `upload` publishes: outputs of media stages that no later stage consumed, in their order."""
+        done = {output.uri for output in self.outputs}
+        return [f for f in self.files.values() if f.stage_id != SOURCE and not f.consumed and str(f.path) not in done]

@@ -1,0 +1,49 @@
+"""What a stage is. Operators derive their own from `Stage` and register it by dotted path (`stages:` in nommerd.yaml)."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from nommerd.job import JobState
+
+if TYPE_CHECKING:
+    from nommerd.media.command import Command
+    from nommerd.pipeline.context import Context
+
+
+class StageSettings(BaseModel):
+    """Base of every stage's settings: unknown keys are errors, values are not coerced."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+    id: str | None = None
+
+
+class Stage(ABC):
+    """One step of a pipeline.
+
+    `name` is what the YAML says, `Settings` what may stand under it, `state` what the job shows meanwhile (None: as it
+    was), `weight` its share of the job's progress bar in relation to the others. A stage is made anew for every attempt.
+    """
+
+    name: ClassVar[str]
+    Settings: ClassVar[type[StageSettings]] = StageSettings
+    state: ClassVar[JobState | None] = JobState.ENCODING
+    weight: ClassVar[float] = 1.0
+
+    def __init__(self, id: str, settings: Any) -> None:
+        self.id = id
+        self.settings = settings
+
+    def explain(self, context: Context) -> Sequence[Command]:
+        """The commands that `run` would start for these files, without starting any."""
+        return ()
+
+    @abstractmethod
+    def run(self, context: Context) -> None:
+        """Do it. Raises NommerdError; lets WorkStopped pass. Long work reports `context.progress(fraction)` and calls
+        `context.stop.check()` at least once a second."""

@@ -1,0 +1,113 @@
+"""The contract of a storage backend: fetch a source to disk; publish an output whole, from one owner.
+
+Publishing is staged, so that whoever holds a newer token can make an older owner's completion fail:
+
+    staging = backend.begin(uri, token)            nothing is visible; the record keeps staging.handle, size and sha256
+    backend.upload(staging, path, confirm, …)      calls `confirm` once the staging place exists: it raises Fenced where
+                                                   the record has moved on, and nothing is left
+    backend.publish(staging, overwrite)            visible at once and whole; fails if it was revoked
+
+A new owner calls `revoke(uri, handle)` for whatever the record lists, then `carries(…)` to see whether the destination
+already is that output. Blocking work runs off the hub. Every backend passes tests/contracts/test_storage.py.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nommerd.errors import InputError, Stop
+
+OnBytes = Callable[[int, int | None], None]  # bytes done, bytes in all where known
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A source on disk."""
+
+    path: Path
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Staging:
+    """An upload under way. `handle` is all that another process needs to revoke it."""
+
+    uri: str
+    handle: str
+    token: int
+
+
+class Storage(ABC):
+    """Errors: InputError source.* or dest.* where the caller must act (not found, forbidden, exists), InfrastructureError
+    source.* or dest.* where a retry may help. Credentials in `uri` never reach a message."""
+
+    can_fetch = True
+    can_publish = True
+
+    @abstractmethod
+    def check_source(self, uri: str) -> None:
+        """Raise InputError if this source is malformed or not allowed here. Cheap; no network."""
+
+    @abstractmethod
+    def check_dest(self, uri: str) -> None:
+        """Raise InputError if this destination is malformed or not allowed here. Cheap; no network."""
+
+    @abstractmethod
+    def fetch(self, uri: str, target: Path, on_bytes: OnBytes, stop: Stop) -> Fetched:
+        """Bring the source to `target`, streaming; at most `storage.max_source_bytes`. Raises stop's reason."""
+
+    @abstractmethod
+    def exists(self, uri: str) -> bool | None:
+        """Whether something is at this destination; None where this process cannot tell."""
+
+    @abstractmethod
+    def begin(self, uri: str, token: int) -> Staging:
+        """Name (or open) a staging place for this destination that no other token shares."""
+
+    @abstractmethod
+    def upload(self, staging: Staging, path: Path, confirm: Callable[[], None], on_bytes: OnBytes, stop: Stop,
+               content_type: str | None = None) -> None:
+        """Bring the file to the staging place, durably. On any failure nothing of it is left."""
+
+    @abstractmethod
+    def publish(self, staging: Staging, overwrite: bool) -> None:
+        """Make the upload visible under its name. InputError("dest.exists") when something is there and `overwrite` is
+        false; Fenced when the staging place was revoked."""
+
+    @abstractmethod
+    def revoke(self, uri: str, handle: str) -> None:
+        """Make any later `publish` of this staging fail, and remove it. Nothing happens where it is gone already."""
+
+    @abstractmethod
+    def carries(self, uri: str, bytes: int, sha256: str, handle: str) -> bool:
+        """Whether the destination holds exactly this output."""
+
+
+class StorageRegistry:
+    """Backends by scheme: ours, and the operator's by dotted path."""
+
+    def __init__(self, backends: Mapping[str, Storage]) -> None:
+        self._backends = dict(backends)
+
+    def for_uri(self, uri: str, family: str = "source") -> Storage:
+        """The backend of a URI. InputError `FAMILY.bad_uri` or `FAMILY.unknown_scheme` without one."""
+        try:
+            scheme = urlsplit(uri).scheme.lower()
+        except ValueError:
+            raise InputError(f"{family}.bad_uri", "This is not a URI.", "Write file:///path, https://host/path or s3://bucket/key.") from None
+        backend = self._backends.get(scheme)
+        if backend is None:
+            known = ", ".join(sorted(self._backends))
+            raise InputError(f"{family}.unknown_scheme", f"No storage backend for {scheme or 'a URI without a scheme'!r}.",
+                             f"Known schemes: {known}.")
+        return backend
+
+    @property
+    def schemes(self) -> list[str]:
+        return sorted(self._backends)
+
+

@@ -1,0 +1,1 @@
+"""Where the records are. `base` is the contract; one backend a file."""

@@ -1,0 +1,193 @@
+"""The contract of a store: records, recipes, workers and the leader, each write a compare-and-swap.
+
+Backends implement the small methods; `update` is the one way to change a job. Every backend passes
+tests/contracts/test_store.py unchanged.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+
+from nommerd.errors import InfrastructureError
+from nommerd.job import Job, JobState, Key, Owner, new_id, utcnow
+from nommerd.lifecycle import Change
+
+UPDATE_TRIES = 8  # of one change, over mismatches and unavailable moments together
+BACKOFF_SECONDS = 0.05  # doubled at each try, with jitter
+
+
+class UnknownJob(LookupError):
+    """No job has this key."""
+
+
+class JobExists(Exception):
+    """Another record has this key; `job` is that record."""
+
+    def __init__(self, job: Job) -> None:
+        super().__init__(f"job {job.id} exists")
+        self.job = job
+
+
+class Conflict(Exception):
+    """The record's version is not the expected one."""
+
+
+class StoreUnavailable(InfrastructureError):
+    """Busy, throttled, full or out of reach: try again later. Whether the write was applied is not known."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__("node.store_unavailable", message, "It is tried again; see the store's own log if it lasts.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobQuery:
+    """Which jobs to list: newest first, `limit` at a time, `cursor` from the page before."""
+
+    project: str = "default"
+    states: frozenset[JobState] = frozenset()  # empty: all
+    labels: dict[str, str] = field(default_factory=dict)
+    preset: str | None = None
+    error_code: str | None = None
+    since: datetime | None = None  # created at or after
+    cursor: str | None = None
+    limit: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """`next` continues the listing, None at its end."""
+
+    jobs: list[Job]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkerRecord:
+    """A worker's heartbeat."""
+
+    name: str
+    node: str
+    state: str  # ACTIVE, DRAINING or TERMINATED
+    slots: int
+    active: tuple[str, ...]  # ids of the jobs in its slots
+    version: str
+    encoders: tuple[str, ...]
+    reported: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leader:
+    """Who sweeps, delivers webhooks and runs the fleet, under the lease rule of jobs. `token` grows at each take-over."""
+
+    owner: Owner | None = None
+    token: int = 0
+    lease_version: int = 0
+    lease_seconds: float = 30.0
+    version: int = 0  # 0: no row yet
+    write_id: str = ""
+
+
+class Store(ABC):
+    """All methods may raise StoreUnavailable. None blocks the hub."""
+
+    @abstractmethod
+    def create(self, job: Job) -> None:
+        """Store a new record, durably. Raises JobExists when the key is taken by a record with another write_id."""
+
+    @abstractmethod
+    def get(self, key: Key) -> Job:
+        """The record, with its newest reported progress. Raises UnknownJob."""
+
+    @abstractmethod
+    def swap(self, job: Job, expected_version: int) -> None:
+        """Replace the record, durably, if its version is `expected_version`; else Conflict, or UnknownJob."""
+
+    @abstractmethod
+    def list(self, query: JobQuery) -> JobPage:
+        """Jobs of a project, newest first. Raises InputError("request.bad_cursor") for a cursor it never gave out."""
+
+    @abstractmethod
+    def count(self, project: str) -> dict[JobState, int]:
+        """How many jobs are in each state; states without any are left out."""
+
+    @abstractmethod
+    def due_for_sweep(self, now: float, limit: int) -> Sequence[Job]:
+        """Jobs whose `sweep_at` is at or before `now` (epoch seconds), of all projects: claimed ones first, then the
+        longest overdue."""
+
+    @abstractmethod
+    def webhooks_due(self, now: float, limit: int) -> Sequence[Job]:
+        """Jobs whose `webhook_at` is at or before `now` (epoch seconds), of all projects, longest overdue first."""
+
+    @abstractmethod
+    def delete_finals(self, finished_before: datetime, limit: int) -> int:
+        """Delete final jobs that ended before then, and recipes no job names any longer. Returns how many jobs."""
+
+    @abstractmethod
+    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
+        """Note how far the owner of `token` is, cheaply and without a new version; may be lost. No error when the token
+        has moved on. A backend whose writes cost money does nothing: renewals carry the progress too."""
+
+    @abstractmethod
+    def put_recipe(self, recipe_hash: str, document: str) -> None:
+        """Store a recipe under its hash, durably; nothing happens where it is stored already."""
+
+    @abstractmethod
+    def get_recipe(self, recipe_hash: str) -> str:
+        """The recipe's document. Raises LookupError."""
+
+    @abstractmethod
+    def put_worker(self, worker: WorkerRecord) -> None:
+        """Replace this worker's heartbeat."""
+
+    @abstractmethod
+    def workers(self) -> Sequence[WorkerRecord]:
+        """All heartbeats, by name."""
+
+    @abstractmethod
+    def leader(self) -> Leader:
+        """The leader row, or an empty Leader."""
+
+    @abstractmethod
+    def swap_leader(self, leader: Leader, expected_version: int) -> None:
+        """Replace the leader row if its version is `expected_version` (0: there is none); else Conflict."""
+
+    @abstractmethod
+    def ping(self) -> None:
+        """Return if the store can be written now; for readiness."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of files and connections. Safe to call twice."""
+
+    def update(self, key: Key, change: Change, *, tries: int = UPDATE_TRIES) -> Job:
+        """Apply a change to the newest record and store it; returns the record as stored.
+
+        On a mismatch it re-reads and tries again; a mismatch that shows our own write_id means that our write was
+        applied and its answer lost. What `change` raises passes through.
+        """
+        write_id = new_id()
+        for attempt in range(tries):
+            try:
+                job = self.get(key)
+                if job.write_id == write_id:
+                    return job
+                changed = change(job)
+                if changed is job:
+                    return job
+                changed = replace(changed, version=job.version + 1, write_id=write_id, updated=utcnow())
+                self.swap(changed, job.version)
+                return changed
+            except (Conflict, StoreUnavailable) as error:
+                if attempt == tries - 1:
+                    if isinstance(error, StoreUnavailable):
+                        raise
+                    raise StoreUnavailable(f"The record of job {key.id} kept changing under {tries} tries.") from None
+                if attempt or isinstance(error, StoreUnavailable):
+                    time.sleep(BACKOFF_SECONDS * 2 ** min(attempt, 6) * (0.5 + random.random() / 2))
+        raise AssertionError("tries must be at least 1")
