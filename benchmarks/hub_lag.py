@@ -49,8 +49,9 @@ def worker(config: str, seconds: float) -> None:
     import signal
 
     import gevent
-    from nommerd.config import load
     from nommerd.worker import main as work
+
+    from nommerd.config import load
 
     lags: list[float] = []
     until = time.perf_counter() + seconds
@@ -86,8 +87,8 @@ def main() -> None:
             ours = json.loads(busy.communicate()[0].splitlines()[-1])
             base = json.loads(idle.communicate()[0].splitlines()[-1])
     p99, worst = (ours[0] - base[0]) * 1000, (ours[1] - base[1]) * 1000
-    report("hub lag with 16 jobs over the control's, p99", p99, "ms", at_most=20, baseline=f"control: {base[0] * 1000:.1f} ms")
-    report("hub lag with 16 jobs over the control's, max", worst, "ms", at_most=100, baseline=f"control: {base[1] * 1000:.1f} ms")
+    report("hub lag at 16 jobs over the control's, p99", p99, "ms", at_most=20, baseline=f"control: {base[0] * 1000:.1f} ms")
+    report("hub lag at 16 jobs over the control's, max", worst, "ms", at_most=100, baseline=f"control: {base[1] * 1000:.1f} ms")
 
 
 runtime.patch()

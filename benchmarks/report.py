@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
+
 def report(what: str, figure: float, unit: str, *, baseline: str, at_most: float | None = None, at_least: float = 0.0) -> None:
     """Print a figure beside its target. With NOMMERD_BENCH_JSON=FILE it is appended there as a line of JSON too."""
     met = figure >= at_least and (at_most is None or figure <= at_most)
