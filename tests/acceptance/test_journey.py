@@ -24,7 +24,7 @@ params:
 stages:
   - fetch
   - ffmpeg: {pass: 1, options: [[c:v, libx264], [preset, veryfast], [b:v, $video_bitrate], [vf, "scale=-2:180"]]}
-  - ffmpeg: {pass: 2, options: [[c:v, libx264], [preset, veryfast], [b:v, $video_bitrate], [vf, "scale=-2:180"], [c:a, aac], [f, mp4]]}
+  - ffmpeg: {pass: 2, options: [[c:v, libx264], [preset, veryfast], [b:v, $video_bitrate], [vf, "scale=-2:180"], [c:a, aac]]}
   - faststart
   - upload
   - notify
@@ -68,8 +68,8 @@ def test_up_takes_a_job_by_curl_and_the_result_is_what_was_asked_for(tmp_path: P
         rig.feeder = up
         wait_until(rig._ready, 30, lambda: rig.tail("up"))
         body = json.dumps({"source": source.as_uri(), "dest": (rig.media / "out.mp4").as_uri(), "preset": "web-480p"})
-        curl = subprocess.run(["curl", "-sS", "-H", "Authorization: Bearer " + rig.token, "-H", "Content-Type: application/json",
-                               "-d", body, f"http://127.0.0.1:{rig.port}/v1/jobs"], capture_output=True, text=True, check=True)
+        curl = subprocess.run(["curl", "-sS", "-H", "Authorization: Bearer " + rig.token, "-d", body,
+                               f"http://127.0.0.1:{rig.port}/v1/jobs"], capture_output=True, text=True, check=True)
         job = rig.wait_finished(json.loads(curl.stdout)["id"], 90)
         out = probe(rig.media / "out.mp4")
         video = next(s for s in out["streams"] if s["codec_type"] == "video")  # type: ignore[attr-defined]
@@ -115,7 +115,8 @@ def test_an_operators_two_pass_pipeline_works_by_name(tmp_path: Path) -> None:
         source.write_bytes(clip(seconds=3, size="640x360").read_bytes())
         rig.start_feeder()
         rig.start_worker("w1")
-        job = rig.wait_finished(rig.submit(source, rig.media / "out.mp4", pipeline="classic", params={"video_bitrate": "300k"}), 60)
+        job_id = rig.submit(source, rig.media / "out.mp4", pipeline="classic", params={"video_bitrate": "300k"})
+        job = rig.wait_finished(job_id, 60)
         video = next(s for s in probe(rig.media / "out.mp4")["streams"] if s["codec_type"] == "video")  # type: ignore[attr-defined]
         assert (video["width"], video["height"]) == (320, 180)
         assert 150_000 < int(video["bit_rate"]) < 500_000
