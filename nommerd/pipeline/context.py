@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from nommerd.errors import Problem, Stop
 from nommerd.job import JobState, Output, Staged
-from nommerd.media.binaries import Binaries
-from nommerd.media.probe import Probe
-from nommerd.media.verify import Expectation
-from nommerd.storage.base import StorageRegistry
+
+if TYPE_CHECKING:
+    from nommerd.media.binaries import Binaries
+    from nommerd.media.probe import Probe
+    from nommerd.media.verify import Expectation
+    from nommerd.storage.base import StorageRegistry
 
 SOURCE = "source"  # the id of what fetch brought
 
@@ -43,7 +45,8 @@ class MediaFile:
     frames: int | None = None
     consumed: bool = False  # a later media stage took it as input: it is not published
     verified: bool = False
-    leaf: str | None = None  # its name under a destination that ends in "/"
+    published: bool = False
+    leaf: str | None = None  # its name under a destination that ends in "/"; of the source: the name it had
 
 
 class Recorder(Protocol):
@@ -53,7 +56,7 @@ class Recorder(Protocol):
         """A stage begins. Raises Fenced."""
 
     def progress(self, progress: float, stage_id: str, eta_seconds: float | None) -> None:
-        """How far the job is, 0 to 1 over all stages. Cheap; may be dropped."""
+        """How far the job is, 0 to 1 over all stages. Cheap; may be dropped. Comes from any thread."""
 
     def stage_outputs(self, staged: Sequence[Staged]) -> None:
         """Durably note what is about to be uploaded (the whole list). Raises Fenced."""
@@ -75,6 +78,8 @@ class Context:
     threads: int = 0  # for ffmpeg; 0: as many as it likes
     stall_seconds: float = 120.0  # no progress for so long: killed
     files: dict[str, MediaFile] = field(default_factory=dict)
+    inputs: dict[str, list[MediaFile]] = field(default_factory=dict)  # what fetch brought besides the source, by name
+    published: list[Staged] = field(default_factory=list)  # visible, of this job, now and by earlier attempts: ours to replace
     warnings: list[Problem] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     stage_id: str = ""  # the stage that runs
@@ -105,5 +110,4 @@ class Context:
     @property
     def unpublished(self) -> list[MediaFile]:
         """What `upload` publishes: outputs of media stages that no later stage consumed, in their order."""
-        done = {output.uri for output in self.outputs}
-        return [f for f in self.files.values() if f.stage_id != SOURCE and not f.consumed and str(f.path) not in done]
+        return [f for f in self.files.values() if f.stage_id != SOURCE and not f.consumed and not f.published]
