@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 from nommerd.errors import Fenced, Problem
 from nommerd.job import ATTEMPTS_KEPT, WARNINGS_KEPT, Attempt, Job, JobState, Output, Owner, Staged
@@ -140,7 +141,7 @@ def advance(owner: Owner, state: JobState, stage: str, progress: float, at: date
 
     def change(job: Job) -> Job:
         _owned(job, owner)
-        news = {"stage": stage, "progress": progress, "lease_version": job.lease_version + 1}
+        news: dict[str, Any] = {"stage": stage, "progress": progress, "lease_version": job.lease_version + 1}
         return replace(job, **news) if job.state is state else job.move(state, at, **news)
 
     return change

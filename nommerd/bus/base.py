@@ -11,10 +11,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nommerd.errors import InfrastructureError
-from nommerd.messages import Message
+from nommerd.job import Priority
+from nommerd.messages import JobMessage, Message
 
 RECEIVE_VISIBILITY_SECONDS = 10.0  # how long a received message is hidden until it is extended
 MAX_RECEIVES = 100  # then it is a dead letter: a far backstop, the record decides about attempts
+
+
+_RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
+
+
+def rank(message: Message) -> int:
+    """A message's place among the priorities: lower ones are received first."""
+    return _RANKS[message.priority] if isinstance(message, JobMessage) else _RANKS[Priority.NORMAL]
 
 
 class BusUnavailable(InfrastructureError):

@@ -1,1 +1,35 @@
 """Where the records are. `base` is the contract; one backend a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from nommerd.errors import ConfigError
+from nommerd.store.base import Store
+from nommerd.store.memory import MemoryStore
+
+_MEMORY: dict[str, MemoryStore] = {}
+_PLANNED = frozenset({"dynamodb", "simpledb"})
+_HINT = "Use sqlite:///nommerd.db, or memory:// within one process."
+
+
+def open_store(url: str, data_dir: Path) -> Store:
+    """The store a URL names: `sqlite:///FILE` (relative: in `data_dir`), `sqlite:////PATH/FILE`, or `memory://[NAME]`.
+
+    `memory://` is one store per name and process: what opens it in the same process shares it. Raises ConfigError.
+    """
+    parts = urlsplit(url)
+    if parts.scheme == "memory":
+        return _MEMORY.setdefault(parts.netloc, MemoryStore())
+    if parts.scheme == "sqlite":
+        from nommerd.sqlite import Database, database_path
+        from nommerd.store.sqlite import SqliteStore
+
+        try:
+            return SqliteStore(Database.open(database_path(url, data_dir)))
+        except ValueError as error:
+            raise ConfigError("config.store", str(error), place="store") from None
+    if parts.scheme in _PLANNED:
+        raise ConfigError("config.store", f"{parts.scheme}:// is not yet supported as a store.", _HINT, place="store")
+    raise ConfigError("config.store", f"There is no store of the kind {parts.scheme or '(none)'}.", _HINT, place="store")

@@ -1,0 +1,126 @@
+"""A store that lives and dies with its process: for tests, and for one job here and now."""
+
+from __future__ import annotations
+
+import builtins
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from nommerd.job import Job, JobState, Key
+from nommerd.store.base import Conflict, JobExists, JobPage, JobQuery, Leader, Store, UnknownJob, WorkerRecord
+from nommerd.store.cursor import Cursor
+
+RECIPE_GRACE_SECONDS = 3600.0  # a recipe stored this recently stays: its job may be about to come
+
+
+class MemoryStore(Store):
+    """Plain dictionaries. Records are kept encoded, so that nobody shares a mutable one with the store."""
+
+    def __init__(self, recipe_grace_seconds: float = RECIPE_GRACE_SECONDS) -> None:
+        self._jobs: dict[Key, bytes] = {}
+        self._progress: dict[Key, tuple[int, float, str | None, float | None]] = {}
+        self._recipes: dict[str, tuple[str, float]] = {}
+        self._workers: dict[str, WorkerRecord] = {}
+        self._leader = Leader()
+        self._grace = recipe_grace_seconds
+
+    def create(self, job: Job) -> None:
+        body = job.encode()
+        if job.key in self._jobs:
+            found = self.get(job.key)
+            if not job.write_id or found.write_id != job.write_id:
+                raise JobExists(found)
+            return
+        self._jobs[job.key] = body
+
+    def get(self, key: Key) -> Job:
+        try:
+            job = Job.decode(self._jobs[key])
+        except KeyError:
+            raise UnknownJob(key.id) from None
+        token, progress, stage, eta_seconds = self._progress.get(key, (0, 0.0, None, None))
+        if not job.claimed or token != job.token:
+            return job
+        return replace(job, progress=progress, stage=stage, eta_seconds=eta_seconds)
+
+    def swap(self, job: Job, expected_version: int) -> None:
+        body = job.encode()
+        if self.get(job.key).version != expected_version:
+            raise Conflict(job.id)
+        self._jobs[job.key] = body
+        self._progress.pop(job.key, None)
+
+    def list(self, query: JobQuery) -> JobPage:
+        after = Cursor.decode(query.cursor) if query.cursor is not None else None
+        found = sorted((job for job in self._all() if _matches(job, query)), key=Cursor.of, reverse=True)
+        page = [job for job in found if after is None or Cursor.of(job) < after][:query.limit + 1]
+        if len(page) <= query.limit:
+            return JobPage(page, None)
+        return JobPage(page[:-1], Cursor.of(page[-2]).encode())
+
+    def count(self, project: str) -> dict[JobState, int]:
+        return dict(Counter(job.state for job in self._all() if job.project == project))
+
+    def due_for_sweep(self, now: float, limit: int) -> Sequence[Job]:
+        due = [(at, job.id, job) for job in self._all() if (at := job.sweep_at) is not None and at <= now]
+        return [job for *_, job in sorted(due, key=lambda entry: entry[:2])[:limit]]
+
+    def webhooks_due(self, now: float, limit: int) -> Sequence[Job]:
+        due = [(at, job.id, job) for job in self._all() if (at := job.webhook_at) is not None and at <= now]
+        return [job for *_, job in sorted(due, key=lambda entry: entry[:2])[:limit]]
+
+    def delete_finals(self, finished_before: datetime, limit: int) -> int:
+        old = [job.key for job in self._all() if job.finished is not None and job.finished < finished_before][:limit]
+        for key in old:
+            del self._jobs[key]
+            self._progress.pop(key, None)
+        named = {job.recipe for job in self._all()}
+        stale = time.time() - self._grace
+        self._recipes = {hash: recipe for hash, recipe in self._recipes.items() if hash in named or recipe[1] > stale}
+        return len(old)
+
+    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
+        body = self._jobs.get(key)
+        if body is not None and (job := Job.decode(body)).claimed and job.token == token:
+            self._progress[key] = (token, progress, stage, eta_seconds)
+
+    def put_recipe(self, recipe_hash: str, document: str) -> None:
+        self._recipes[recipe_hash] = (document, time.time())
+
+    def get_recipe(self, recipe_hash: str) -> str:
+        return self._recipes[recipe_hash][0]
+
+    def put_worker(self, worker: WorkerRecord) -> None:
+        self._workers[worker.name] = worker
+
+    def workers(self) -> Sequence[WorkerRecord]:
+        return [self._workers[name] for name in sorted(self._workers)]
+
+    def leader(self) -> Leader:
+        return self._leader
+
+    def swap_leader(self, leader: Leader, expected_version: int) -> None:
+        if self._leader.version != expected_version:
+            raise Conflict("leader")
+        self._leader = leader
+
+    def ping(self) -> None:
+        """Always ready."""
+
+    def close(self) -> None:
+        """Nothing to let go of: what is stored stays until the process ends."""
+
+    def _all(self) -> builtins.list[Job]:
+        return [self.get(key) for key in self._jobs]
+
+
+def _matches(job: Job, query: JobQuery) -> bool:
+    return (job.project == query.project
+            and (not query.states or job.state in query.states)
+            and query.labels.items() <= job.labels.items()
+            and query.preset in (None, job.preset)
+            and (query.error_code is None or (job.error is not None and job.error.code == query.error_code))
+            and (query.since is None or job.created >= query.since))

@@ -1,0 +1,225 @@
+"""The embedded store: records as JSON beside the columns that are searched, every search along an index."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any, TypeVar
+
+from pydantic import TypeAdapter
+
+from nommerd.job import Job, JobState, Key
+from nommerd.sqlite import Database, DatabaseUnavailable
+from nommerd.store import listing
+from nommerd.store.base import (
+    Conflict,
+    JobExists,
+    JobPage,
+    JobQuery,
+    Leader,
+    Store,
+    StoreUnavailable,
+    UnknownJob,
+    WorkerRecord,
+)
+from nommerd.store.cursor import Cursor, microseconds
+from nommerd.store.memory import RECIPE_GRACE_SECONDS
+
+T = TypeVar("T")
+_WORKER = TypeAdapter(WorkerRecord)
+_LEADER = TypeAdapter(Leader)
+_GET = f"SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.project = ? AND j.id = ?"
+_DUE = f"SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.{{0}} <= ? ORDER BY j.{{0}}, j.id LIMIT ?"
+_INSERT = """
+    INSERT INTO jobs (project, id, created, recipe, preset,
+                      version, token, state, finished, error_code, sweep_at, webhook_at, body)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+_UPDATE = """
+    UPDATE jobs SET version = ?, token = ?, state = ?, finished = ?, error_code = ?, sweep_at = ?, webhook_at = ?, body = ?
+    WHERE project = ? AND id = ?"""
+_REPORT = """
+    INSERT OR REPLACE INTO progress SELECT project, id, token, ?, ?, ? FROM jobs
+    WHERE project = ? AND id = ? AND token = ? AND sweep_at = 0"""  # sweep_at is 0 while, and only while, a job is claimed
+_PUT_RECIPE = "INSERT INTO recipes VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET stored = excluded.stored"
+
+
+class SqliteStore(Store):
+    """Jobs in one SQLite file. What shares the file's `Database` shares its transactions."""
+
+    def __init__(self, database: Database, recipe_grace_seconds: float = RECIPE_GRACE_SECONDS) -> None:
+        self._database = database
+        self._grace = recipe_grace_seconds
+        self._closed = False
+
+    def create(self, job: Job) -> None:
+        row = (job.project, job.id, microseconds(job.created), job.recipe, job.preset, *_columns(job))
+
+        def run(db: sqlite3.Connection) -> Job | None:
+            if db.execute(_INSERT, row).rowcount:
+                db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?)", _label_rows(job, job.state))
+                return None
+            return _job(db.execute(_GET, job.key).fetchone())
+
+        found = self._write(run)
+        if found is not None and (not job.write_id or found.write_id != job.write_id):
+            raise JobExists(found)
+
+    def get(self, key: Key) -> Job:
+        job = self._read(lambda db: _optional(db.execute(_GET, key).fetchone()))
+        if job is None:
+            raise UnknownJob(key.id)
+        return job
+
+    def swap(self, job: Job, expected_version: int) -> None:
+        row = (*_columns(job), *job.key)
+
+        def run(db: sqlite3.Connection) -> None:
+            found = db.execute("SELECT version, state FROM jobs WHERE project = ? AND id = ?", job.key).fetchone()
+            if found is None:
+                raise UnknownJob(job.id)
+            version, state = found
+            if version != expected_version:
+                raise Conflict(job.id)
+            db.execute(_UPDATE, row)
+            db.execute("DELETE FROM progress WHERE project = ? AND id = ?", job.key)
+            if job.labels and state != job.state:
+                db.executemany("UPDATE labels SET state = ? WHERE project = ? AND name = ? AND value = ? AND state = ? "
+                               "AND created = ? AND id = ?", [(job.state, *old) for old in _label_rows(job, state)])
+
+        self._write(run)
+
+    def list(self, query: JobQuery) -> JobPage:
+        sql, arguments = listing.select(query)
+        jobs = self._read(lambda db: [_job(row) for row in db.execute(sql, arguments)])
+        if len(jobs) <= query.limit:
+            return JobPage(jobs, None)
+        return JobPage(jobs[:query.limit], Cursor.of(jobs[query.limit - 1]).encode())
+
+    def count(self, project: str) -> dict[JobState, int]:
+        rows = self._read(lambda db: db.execute("SELECT state, count(*) FROM jobs WHERE project = ? GROUP BY state",
+                                                (project,)).fetchall())
+        return {JobState(state): count for state, count in rows}
+
+    def due_for_sweep(self, now: float, limit: int) -> Sequence[Job]:
+        return self._read(lambda db: [_job(row) for row in db.execute(_DUE.format("sweep_at"), (now, limit))])
+
+    def webhooks_due(self, now: float, limit: int) -> Sequence[Job]:
+        return self._read(lambda db: [_job(row) for row in db.execute(_DUE.format("webhook_at"), (now, limit))])
+
+    def delete_finals(self, finished_before: datetime, limit: int) -> int:
+        before = microseconds(finished_before)
+
+        def delete_jobs(db: sqlite3.Connection) -> int:
+            rows = db.execute(f"SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.finished < ? "
+                              "ORDER BY j.finished LIMIT ?", (before, limit)).fetchall()
+            for job in map(_job, rows):
+                db.execute("DELETE FROM jobs WHERE project = ? AND id = ?", job.key)
+                db.execute("DELETE FROM progress WHERE project = ? AND id = ?", job.key)
+                db.executemany("DELETE FROM labels WHERE project = ? AND name = ? AND value = ? AND state = ? AND created = ? "
+                               "AND id = ?", _label_rows(job, job.state))
+            return len(rows)
+
+        deleted = self._write(delete_jobs)
+        self._delete_recipes()
+        return deleted
+
+    def _delete_recipes(self) -> None:
+        """The search is a reader's, so that writers do not wait for it; the deletion looks again."""
+        unnamed = "stored <= ? AND NOT EXISTS (SELECT 1 FROM jobs WHERE recipe = hash)"
+        stale = time.time() - self._grace
+        found = self._read(lambda db: db.execute(f"SELECT hash, ? FROM recipes WHERE {unnamed}", (stale, stale)).fetchall())
+        if found:
+            self._write(lambda db: db.executemany(f"DELETE FROM recipes WHERE hash = ? AND {unnamed}", found).rowcount)
+
+    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
+        self._execute(_REPORT, (progress, stage, eta_seconds, *key, token))
+
+    def put_recipe(self, recipe_hash: str, document: str) -> None:
+        now = time.time()
+        stored = self._read(lambda db: db.execute("SELECT stored FROM recipes WHERE hash = ?", (recipe_hash,)).fetchone())
+        if stored is None or stored[0] < now - self._grace / 2:  # a fresh time keeps it through the grace that its job needs
+            self._execute(_PUT_RECIPE, (recipe_hash, document, now))
+
+    def get_recipe(self, recipe_hash: str) -> str:
+        row = self._read(lambda db: db.execute("SELECT document FROM recipes WHERE hash = ?", (recipe_hash,)).fetchone())
+        if row is None:
+            raise LookupError(recipe_hash)
+        return str(row[0])
+
+    def put_worker(self, worker: WorkerRecord) -> None:
+        self._execute("INSERT OR REPLACE INTO workers VALUES (?, ?)", (worker.name, _WORKER.dump_json(worker).decode()))
+
+    def workers(self) -> Sequence[WorkerRecord]:
+        rows = self._read(lambda db: db.execute("SELECT body FROM workers ORDER BY name").fetchall())
+        return [_WORKER.validate_json(body) for body, in rows]
+
+    def leader(self) -> Leader:
+        row = self._read(lambda db: db.execute("SELECT body FROM leader").fetchone())
+        return Leader() if row is None else _LEADER.validate_json(row[0])
+
+    def swap_leader(self, leader: Leader, expected_version: int) -> None:
+        body = _LEADER.dump_json(leader).decode()
+
+        def run(db: sqlite3.Connection) -> None:
+            row = db.execute("SELECT version FROM leader").fetchone()
+            if expected_version != (row[0] if row else 0):
+                raise Conflict("leader")
+            db.execute("INSERT OR REPLACE INTO leader VALUES (1, ?, ?)", (leader.version, body))
+
+        self._write(run)
+
+    def ping(self) -> None:
+        """Writes for real: a full disk lets transactions begin."""
+        self._execute("INSERT OR REPLACE INTO meta VALUES ('pinged', ?)", (time.time(),))
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._database.close()
+
+    def _execute(self, sql: str, arguments: tuple[Any, ...]) -> None:
+        self._write(lambda db: db.execute(sql, arguments).rowcount)
+
+    def _write(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        self._check()
+        try:
+            return self._database.write(run)
+        except DatabaseUnavailable as error:
+            raise StoreUnavailable(str(error)) from None
+
+    def _read(self, run: Callable[[sqlite3.Connection], T]) -> T:
+        self._check()
+        try:
+            return self._database.read(run)
+        except DatabaseUnavailable as error:
+            raise StoreUnavailable(str(error)) from None
+
+    def _check(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("The store is closed.")
+
+
+def _columns(job: Job) -> tuple[Any, ...]:
+    """What may change of a record, in the order of _INSERT and _UPDATE."""
+    return (job.version, job.token, job.state, None if job.finished is None else microseconds(job.finished),
+            None if job.error is None else job.error.code, job.sweep_at, job.webhook_at, job.encode().decode())
+
+
+def _label_rows(job: Job, state: str) -> list[tuple[Any, ...]]:
+    return [(job.project, name, value, state, microseconds(job.created), job.id) for name, value in job.labels.items()]
+
+
+def _job(row: tuple[Any, ...]) -> Job:
+    """The record, with the progress its owner reported since it was written."""
+    body, token, progress, stage, eta_seconds = row
+    job = Job.decode(body)
+    if not job.claimed or token != job.token:
+        return job
+    return replace(job, progress=progress, stage=stage, eta_seconds=eta_seconds)
+
+
+def _optional(row: tuple[Any, ...] | None) -> Job | None:
+    return None if row is None else _job(row)
