@@ -1,0 +1,101 @@
+"""Who may ask: a token, a Host we go by, and no web page of somebody else's.
+
+A page anywhere on the web can reach 127.0.0.1 through its visitor's browser, by our address or by a name of its own that
+it points there. Hence the Host allowlist and the refusal of foreign origins, token or not; there is no CORS.
+"""
+
+from __future__ import annotations
+
+import hmac
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from hashlib import sha256
+from typing import Any
+
+from nommerd.api.problems import refuse
+from nommerd.secrets import Secret
+
+LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})  # no token needed
+WRONG_TOKENS_MAX = 20  # from one address within WRONG_TOKENS_SECONDS; then 429
+WRONG_TOKENS_SECONDS = 60.0
+ADDRESSES_KEPT = 1024
+
+
+class Hosts:
+    """The names this server goes by. An entry with a port stands for that port alone, one without for any."""
+
+    def __init__(self, bind: str, extra: Iterable[str] = ()) -> None:
+        plain = f"[{bind}]" if ":" in bind else bind
+        self._names = LOOPBACK_NAMES | {plain.lower()} | {name.lower().rstrip(".") for name in extra}
+
+    def accepts(self, header: str) -> bool:
+        """Whether a Host header names this server."""
+        host = header.strip().lower()
+        if host in self._names:
+            return True
+        name, colon, port = host.rpartition(":")
+        if not colon or not port.isdigit():
+            return host.rstrip(".") in self._names
+        return name.rstrip(".") in self._names
+
+
+class Gate:
+    """Checks every request before anything else sees it. `check` raises Refusal."""
+
+    def __init__(self, tokens: Iterable[Secret], hosts: Hosts, clock: Callable[[], float] = time.monotonic) -> None:
+        self._hashes = [_digest(token.reveal()) for token in tokens]
+        self._hosts = hosts
+        self._clock = clock
+        self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()  # address -> window's begin, wrong tokens in it
+
+    def check(self, environ: dict[str, Any]) -> None:
+        """403 for a foreign Host or Origin; 401 without a right token where one is needed; 429 after many wrong ones."""
+        self._check_origin(environ)
+        if environ["PATH_INFO"] not in OPEN_PATHS and not self._authorized(environ.get("HTTP_AUTHORIZATION", "")):
+            self._refuse_token(environ)
+
+    def _check_origin(self, environ: dict[str, Any]) -> None:
+        host = environ.get("HTTP_HOST", "")
+        if not self._hosts.accepts(host):
+            raise refuse(403, "header.Host", "request.forbidden_host", "This server does not go by that name.",
+                         "Use the address it listens on, or add the name to api.hosts.")
+        origin = environ.get("HTTP_ORIGIN")
+        if origin is not None and origin.lower() not in (f"http://{host.lower()}", f"https://{host.lower()}"):
+            raise refuse(403, "header.Origin", "request.forbidden_origin", "Pages of other sites may not use this server.")
+        if environ.get("HTTP_SEC_FETCH_SITE", "none").lower() not in ("none", "same-origin"):
+            raise refuse(403, "header.Sec-Fetch-Site", "request.forbidden_origin",
+                         "Pages of other sites may not use this server.", "Type the address instead of following a link.")
+
+    def _authorized(self, header: str) -> bool:
+        scheme, _, token = header.partition(" ")
+        given = _digest(token.strip()) if scheme.lower() == "bearer" else b""
+        right = False
+        for known in self._hashes:  # all of them: time must not tell which one came close
+            right |= hmac.compare_digest(known, given)
+        return right
+
+    def _refuse_token(self, environ: dict[str, Any]) -> None:
+        given = environ.get("HTTP_AUTHORIZATION")
+        if given is not None and self._too_many(environ.get("REMOTE_ADDR", "")):
+            raise refuse(429, "header.Authorization", "request.too_many_tokens", "Too many wrong tokens.",
+                         Retry_After=f"{WRONG_TOKENS_SECONDS:.0f}", WWW_Authenticate='Bearer realm="nommerd"')
+        raise refuse(401, "header.Authorization", "request.unauthorized",
+                     "This needs a token." if given is None else "This is not a token of this server.",
+                     "Send Authorization: Bearer TOKEN; the token is in the feeder's token file.",
+                     WWW_Authenticate='Bearer realm="nommerd"' + ("" if given is None else ', error="invalid_token"'))
+
+    def _too_many(self, address: str) -> bool:
+        now = self._clock()
+        begun, count = self._wrong.pop(address, (now, 0))
+        if now - begun > WRONG_TOKENS_SECONDS:
+            begun, count = now, 0
+        self._wrong[address] = (begun, count + 1)
+        while len(self._wrong) > ADDRESSES_KEPT:
+            self._wrong.popitem(last=False)
+        return count >= WRONG_TOKENS_MAX
+
+
+def _digest(token: str) -> bytes:
+    return sha256(token.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,281 @@
+"""What the calls on jobs do, apart from HTTP: submit, show, list, cancel, retry."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Protocol
+
+from nommerd import lifecycle
+from nommerd.api import body as bodies
+from nommerd.api.models import Submission, list_query, submission
+from nommerd.api.problems import Refusal, from_error, refuse
+from nommerd.api.waiters import Waiters
+from nommerd.errors import InputError, NommerdError
+from nommerd.job import DEFAULT_PROJECT, Job, JobState, Key, Priority, Webhook, new_id, utcnow
+from nommerd.secrets import Keyring, has_secret, public_uri
+from nommerd.sending import Sending
+from nommerd.storage.base import StorageRegistry
+from nommerd.store.base import JobExists, JobPage, Store, UnknownJob
+
+IDEMPOTENCY_KEY_MAX = 255
+IDEMPOTENT_ID_DIGITS = 32
+RECORD_BYTES_AT_SUBMIT = 5 * 1024  # the rest of a record's 8 KB is for attempts, events, outputs, warnings
+RECIPES_KEPT = 256
+RECIPE_STORED_SECONDS = 600.0  # how long this process trusts that a recipe it stored is there
+
+
+class RecipeLike(Protocol):
+    """What a submission needs of a recipe."""
+
+    @property
+    def pipeline(self) -> str: ...
+    @property
+    def hash(self) -> str: ...
+    @property
+    def document(self) -> str: ...
+    @property
+    def stages(self) -> Any: ...
+
+
+Resolve = Callable[..., RecipeLike]  # Catalog.resolve: preset, pipeline, params, inputs -> recipe
+
+
+class Recipes:
+    """Resolves what was asked for once, and stores each recipe once in a while: recipes are content-addressed."""
+
+    def __init__(self, store: Store, resolve: Resolve, clock: Callable[[], float] = time.monotonic) -> None:
+        self._store = store
+        self._resolve = resolve
+        self._clock = clock
+        self._resolved: OrderedDict[str, RecipeLike] = OrderedDict()
+        self._stored: dict[str, float] = {}
+        self.generation = 0
+
+    def get(self, wanted: Submission) -> RecipeLike:
+        """The recipe a submission asks for. Raises NommerdError recipe.*."""
+        given = {name: [dict(item) for item in items] for name, items in wanted.inputs.items()}
+        known = json.dumps([wanted.preset, wanted.pipeline, wanted.params, sorted((n, len(i)) for n, i in given.items())],
+                           sort_keys=True)
+        recipe = self._resolved.get(known)
+        if recipe is None:
+            recipe = self._resolve(preset=wanted.preset, pipeline=wanted.pipeline, params=wanted.params, inputs=given)
+            self._resolved[known] = recipe
+            if len(self._resolved) > RECIPES_KEPT:
+                self._resolved.popitem(last=False)
+        return recipe
+
+    def store(self, recipe: RecipeLike) -> None:
+        """See to it that the recipe is in the store."""
+        now = self._clock()
+        if now - self._stored.get(recipe.hash, -RECIPE_STORED_SECONDS) < RECIPE_STORED_SECONDS:
+            return
+        self._store.put_recipe(recipe.hash, recipe.document)
+        self._stored[recipe.hash] = now
+
+    def forget(self, resolved: bool = False) -> None:
+        """Recipes may have been deleted from the store; with `resolved`, the catalog changed too."""
+        self.generation += 1
+        self._stored.clear()
+        if resolved:
+            self._resolved.clear()
+
+
+@dataclass(slots=True, kw_only=True)
+class Jobs:
+    """The calls on jobs of one project. They raise Refusal, and StoreUnavailable."""
+
+    store: Store
+    sending: Sending
+    storage: StorageRegistry
+    recipes: Recipes
+    keyring: Keyring
+    check_notify: Callable[[str], None]  # raises NommerdError for a receiver that is not allowed
+    on_change: Callable[[Job], None]  # told of every change of state made here
+    waiters: Waiters = field(default_factory=Waiters)
+    project: str = DEFAULT_PROJECT
+
+    # --- submit --------------------------------------------------------------------------------------------------
+
+    def submit(self, raw: bytes, idempotency_key: str | None = None) -> tuple[Job, bool]:
+        """The job, durably stored, and whether it is new. The same key and body again give the same job."""
+        fields = bodies.parse_object(raw)
+        if idempotency_key is None:
+            return self._create(new_id(), submission(fields), None, len(raw))
+        job_id, request_hash = self._identify(idempotency_key, fields)
+        earlier = self._find(job_id)
+        if earlier is not None:
+            return _same(earlier, request_hash), False
+        return self._create(job_id, submission(fields), request_hash, len(raw))
+
+    def _identify(self, key: str, fields: Mapping[str, Any]) -> tuple[str, str]:
+        if not key or len(key) > IDEMPOTENCY_KEY_MAX or bodies.control_characters(key):
+            raise refuse(422, "header.Idempotency-Key", "request.invalid",
+                         f"Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_MAX} visible characters.")
+        digest = sha256(f"{self.project}\0{key}".encode("utf-8", "replace")).hexdigest()
+        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return digest[:IDEMPOTENT_ID_DIGITS], sha256(canonical.encode()).hexdigest()
+
+    def _find(self, job_id: str) -> Job | None:
+        try:
+            return self.store.get(Key(self.project, job_id))
+        except UnknownJob:
+            return None
+
+    def _create(self, job_id: str, wanted: Submission, request_hash: str | None, size: int) -> tuple[Job, bool]:
+        self._check_uris(wanted)
+        try:
+            recipe = self.recipes.get(wanted)
+        except NommerdError as error:
+            raise from_error(error) from None
+        generation = self.recipes.generation
+        job = self._record(job_id, wanted, recipe, request_hash)
+        if size > RECORD_BYTES_AT_SUBMIT // 4:
+            _check_size(job)
+        self.recipes.store(recipe)
+        try:
+            self.store.create(job)
+        except JobExists as error:
+            return _same(error.job, request_hash), False
+        if self.recipes.generation != generation:
+            self.recipes.store(recipe)  # it may have been deleted before this job named it
+        self.sending.send(job)
+        return job, True
+
+    def _check_uris(self, wanted: Submission) -> None:
+        """Refused with every fault found among the URIs."""
+        faults: list[Refusal] = []
+
+        def check(place: str, action: Callable[[], None]) -> None:
+            try:
+                action()
+            except NommerdError as error:
+                faults.append(from_error(error, place))
+
+        check("body.source", lambda: self.storage.for_uri(wanted.source).check_source(wanted.source))
+        check("body.dest", lambda: self._check_dest(wanted))
+        for name, items in wanted.inputs.items():
+            for index, item in enumerate(items):
+                check(f"body.inputs.{name}.{index}.uri",
+                      lambda uri=item.uri: self.storage.for_uri(uri).check_source(uri))  # type: ignore[misc]
+        if wanted.notify_url is not None:
+            check("body.notify_url", lambda: self.check_notify(wanted.notify_url or ""))
+        if faults:
+            raise Refusal(faults[0].status, [fault for refusal in faults for fault in refusal.faults])
+
+    def _check_dest(self, wanted: Submission) -> None:
+        backend = self.storage.for_uri(wanted.dest, "dest")
+        backend.check_dest(wanted.dest)
+        if public_uri(wanted.dest) == public_uri(wanted.source):
+            raise InputError("dest.is_source", "The destination is the source.", "Choose another destination.")
+        if not wanted.overwrite and not wanted.dest.endswith("/") and backend.exists(wanted.dest):
+            raise InputError("dest.exists", "There is something at the destination already.",
+                             "Set overwrite to true to replace it, or choose another destination.")
+
+    def _record(self, job_id: str, wanted: Submission, recipe: RecipeLike, request_hash: str | None) -> Job:
+        now = utcnow()
+        return Job(id=job_id, project=self.project, preset=wanted.preset, pipeline=recipe.pipeline, recipe=recipe.hash,
+                   source=public_uri(wanted.source), dest=public_uri(wanted.dest), inputs=_public_inputs(wanted),
+                   secrets=self._secrets(wanted), params=wanted.params, priority=Priority(wanted.priority),
+                   labels=wanted.labels, overwrite=wanted.overwrite, on_damage=wanted.on_damage,
+                   notify_url=None if wanted.notify_url is None else public_uri(wanted.notify_url),
+                   webhook=_webhook(wanted, recipe), request_hash=request_hash, write_id=new_id(), created=now, updated=now)
+
+    def _secrets(self, wanted: Submission) -> str | None:
+        """The complete URIs that hold secrets, encrypted: source, dest, notify_url, and inputs by name."""
+        plain = {"source": wanted.source, "dest": wanted.dest, "notify_url": wanted.notify_url}
+        hidden: dict[str, Any] = {name: uri for name, uri in plain.items() if uri and has_secret(uri)}
+        inputs = {name: [item.uri for item in items] for name, items in wanted.inputs.items()
+                  if any(has_secret(item.uri) for item in items)}
+        if inputs:
+            hidden["inputs"] = inputs
+        return self.keyring.encrypt(hidden) if hidden else None
+
+    # --- everything else -----------------------------------------------------------------------------------------
+
+    def show(self, job_id: str, wait_seconds: float = 0.0, after: int | None = None) -> Job:
+        """The job; with `wait_seconds`, at its next change beyond event `after`."""
+        key = Key(self.project, job_id)
+        try:
+            return self.waiters.wait(lambda: self.store.get(key), after, wait_seconds)
+        except UnknownJob:
+            raise unknown(job_id) from None
+
+    def list(self, query: str) -> JobPage:
+        """A page of jobs, newest first."""
+        try:
+            return self.store.list(list_query(query, self.project))
+        except InputError as error:
+            raise from_error(error, "query.cursor") from None
+
+    def cancel(self, job_id: str) -> tuple[Job, bool]:
+        """The job, and whether this call made a difference or asked its owner to stop; False when it was CANCELLED."""
+        before, job = self._change(job_id, lifecycle.cancel(utcnow()))
+        return job, before.state is not JobState.CANCELLED
+
+    def retry(self, job_id: str) -> Job:
+        """The job, PENDING again and sent."""
+        _, job = self._change(job_id, lifecycle.retry(utcnow()))
+        self.sending.send(job)
+        return job
+
+    def _change(self, job_id: str, change: lifecycle.Change) -> tuple[Job, Job]:
+        seen: list[Job] = []
+
+        def watched(job: Job) -> Job:
+            seen[:] = [job]
+            return change(job)
+
+        try:
+            job = self.store.update(Key(self.project, job_id), watched)
+        except UnknownJob:
+            raise unknown(job_id) from None
+        except lifecycle.Refused as error:
+            raise refuse(409, "path.id", "request.wrong_state", f"{str(error).capitalize()}.") from None
+        if job.event_seq != seen[0].event_seq:
+            self.on_change(job)
+        return seen[0], job
+
+
+def unknown(job_id: str) -> Refusal:
+    """404 for a job that is not there."""
+    return refuse(404, "path.id", "request.unknown_job", f"There is no job {bodies.shown(job_id)}.",
+                  "Finished jobs are deleted after jobs.keep_finished_days.")
+
+
+def _same(job: Job, request_hash: str | None) -> Job:
+    if job.request_hash != request_hash:
+        raise refuse(409, "header.Idempotency-Key", "idempotency.conflict",
+                     "This Idempotency-Key was used with another body.", "Use a new key for a new job.")
+    return job
+
+
+def _check_size(job: Job) -> None:
+    try:
+        size = len(job.encode())
+    except NommerdError:
+        size = RECORD_BYTES_AT_SUBMIT + 1
+    if size > RECORD_BYTES_AT_SUBMIT:
+        raise refuse(422, "body", "request.too_large", f"What is asked for must fit in {RECORD_BYTES_AT_SUBMIT} bytes.",
+                     "Use shorter addresses, fewer labels or parameters.")
+
+
+def _public_inputs(wanted: Submission) -> dict[str, list[dict[str, str]]]:
+    return {name: [{"uri": public_uri(item.uri)} | ({"language": item.language} if item.language else {}) for item in items]
+            for name, items in wanted.inputs.items()}
+
+
+def _webhook(wanted: Submission, recipe: RecipeLike) -> Webhook:
+    """Which states are posted: what the pipeline's notify stage says. Without one a notify_url is refused."""
+    if wanted.notify_url is None:
+        return Webhook()
+    for stage in recipe.stages:
+        if stage.name == "notify":
+            states = stage.settings.get("states")
+            return Webhook(states=None if states is None else tuple(JobState(str(state).upper()) for state in states))
+    raise refuse(422, "body.notify_url", "request.no_notify", f"The pipeline {recipe.pipeline} has no notify stage.",
+                 "Add `- notify` to its stages, or leave out notify_url.")

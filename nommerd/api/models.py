@@ -1,0 +1,220 @@
+"""What a request may hold. Strict: nothing is coerced, unknown names are errors, each fault is told with its place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
+from pydantic_core import PydanticCustomError
+
+from nommerd.api.body import control_characters, shown
+from nommerd.api.problems import Fault, Refusal, refuse
+from nommerd.job import DEFAULT_PROJECT, JobState
+from nommerd.store.base import JobQuery
+
+URI_MAX = 2048
+NAME_MAX = 100
+VALUE_MAX = 1024
+LABELS_MAX = 16
+PARAMS_MAX = 64
+INPUTS_MAX = 16
+LIMIT_DEFAULT = 50
+LIMIT_MAX = 500
+WAIT_SECONDS_MAX = 60.0
+CURSOR_MAX = 512
+FAULTS_MAX = 20  # told in one answer
+EVENT_SEQ_MAX = 2**53
+
+
+def _clean(value: Any, handler: Any) -> str:
+    text: str = handler(value)
+    if control_characters(text):
+        raise PydanticCustomError("control_characters", "holds control characters")
+    return text
+
+
+def _uri(value: Any) -> Any:
+    if isinstance(value, str) and (not value.isascii() or " " in value) and not value.lower().startswith("file:"):
+        raise PydanticCustomError("bad_uri", "must be percent-encoded: only printable ASCII, no spaces")
+    return value
+
+
+def _scalar(value: Any) -> Any:
+    if isinstance(value, str):
+        if len(value) > VALUE_MAX:
+            raise PydanticCustomError("too_long", "is longer than {limit} characters", {"limit": VALUE_MAX})
+        if control_characters(value):
+            raise PydanticCustomError("control_characters", "holds control characters")
+        return value
+    if isinstance(value, bool | float) or (isinstance(value, int) and abs(value) < EVENT_SEQ_MAX):
+        return value
+    raise PydanticCustomError("not_scalar", "must be a text, a number, true or false")
+
+
+Name = Annotated[str, Field(min_length=1, max_length=NAME_MAX), WrapValidator(_clean)]
+Uri = Annotated[str, Field(min_length=1, max_length=URI_MAX), WrapValidator(_clean), BeforeValidator(_uri)]
+LabelValue = Annotated[str, Field(max_length=NAME_MAX), WrapValidator(_clean)]
+Scalar = Annotated[Any, BeforeValidator(_scalar)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+
+
+class InputFile(_Strict):
+    """A file beside the source: captions, a logo."""
+
+    uri: Uri
+    language: Name | None = None
+
+
+class Submission(_Strict):
+    """The body of POST /v1/jobs."""
+
+    source: Uri
+    dest: Uri
+    inputs: Annotated[dict[Name, Annotated[list[InputFile], Field(min_length=1, max_length=INPUTS_MAX)]],
+                      Field(max_length=INPUTS_MAX)] = {}
+    preset: Name | None = None
+    pipeline: Name | None = None
+    params: Annotated[dict[Name, Scalar], Field(max_length=PARAMS_MAX)] = {}
+    overwrite: bool = False
+    on_damage: Literal["tolerate", "fail"] | None = None
+    priority: Literal["high", "normal", "low"] = "normal"
+    notify_url: Uri | None = None
+    labels: Annotated[dict[Name, LabelValue], Field(max_length=LABELS_MAX)] = {}
+
+    @model_validator(mode="after")
+    def _one_recipe(self) -> Submission:
+        if (self.preset is None) == (self.pipeline is None):
+            raise PydanticCustomError("one_recipe", "Name a preset or a pipeline, one of the two")
+        return self
+
+
+FIELDS = tuple(Submission.model_fields)
+_SENTENCES = {
+    "missing": "is required",
+    "string_too_short": "must not be empty",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "list_type": "must be a list",
+    "string_unicode": "is not valid Unicode",
+}
+
+
+def submission(fields: Mapping[str, Any]) -> Submission:
+    """The validated body. Raises Refusal 422 with a fault for each thing wrong."""
+    try:
+        return Submission.model_validate(fields)
+    except ValidationError as error:
+        raise Refusal(422, [_fault(e) for e in error.errors(include_input=False, include_url=False)[:FAULTS_MAX]]) from None
+
+
+def _fault(error: Mapping[str, Any]) -> Fault:
+    kind: str = error["type"]
+    steps = [step for step in error["loc"] if step != "[key]"]
+    place = ".".join(["body", *(f"{shown(str(step))[1:-1]}" for step in steps)])
+    leaf = shown(str(steps[-1])) if steps else "The body"
+    if kind == "extra_forbidden":
+        near = get_close_matches(str(steps[-1]), FIELDS if len(steps) == 1 else InputFile.model_fields, n=1)
+        return Fault(place, "request.unknown_field", f"There is no field {leaf}.",
+                     f"Did you mean {near[0]}?" if near else "Known: " + ", ".join(FIELDS) + "." if len(steps) == 1 else "")
+    if kind == "one_recipe":
+        return Fault("body.preset", "request.invalid", error["msg"] + ".", "GET /v1/presets lists them.")
+    if kind == "missing":
+        return Fault(place, "request.missing_field", f"{leaf} is required.")
+    wrong = _SENTENCES.get(kind) or error["msg"].replace("Input should", "should").replace("String should", "should")
+    code = "request.control_characters" if kind == "control_characters" else "request.invalid"
+    return Fault(place, code, f"{leaf} {wrong}.")
+
+
+# --- queries -----------------------------------------------------------------------------------------------------
+
+
+def query_pairs(text: str, known: frozenset[str]) -> list[tuple[str, str]]:
+    """The query string's pairs in order. Unknown names are refused."""
+    try:
+        pairs = parse_qsl(text, keep_blank_values=True, max_num_fields=100, errors="strict")
+    except ValueError:
+        raise refuse(422, "query", "request.bad_query", "The query string cannot be read.") from None
+    for name, value in pairs:
+        if name not in known:
+            raise refuse(422, f"query.{shown(name)[1:-1]}", "request.unknown_field", f"There is no parameter {shown(name)}.",
+                         f"Known: {', '.join(sorted(known))}.")
+        if control_characters(value):
+            raise refuse(422, f"query.{name}", "request.control_characters", f"{name} holds control characters.")
+    return pairs
+
+
+LIST_NAMES = frozenset({"state", "label", "preset", "error_code", "since", "cursor", "limit"})
+
+
+def list_query(text: str, project: str = DEFAULT_PROJECT) -> JobQuery:
+    """GET /v1/jobs' query string. `state` and `label` may repeat; `state` takes a list with commas too."""
+    states: set[JobState] = set()
+    labels: dict[str, str] = {}
+    plain: dict[str, str] = {}
+    for name, value in query_pairs(text, LIST_NAMES):
+        if name == "state":
+            states.update(_state(part) for part in value.split(","))
+        elif name == "label":
+            key, equals, wanted = value.partition("=")
+            if not (key and equals):
+                raise refuse(422, "query.label", "request.invalid", "label must be NAME=VALUE.")
+            labels[key] = wanted
+        elif name in plain:
+            raise refuse(422, f"query.{name}", "request.invalid", f"{name} stands twice.")
+        else:
+            plain[name] = value
+    if len(plain.get("cursor", "")) > CURSOR_MAX:
+        raise refuse(422, "query.cursor", "request.bad_cursor", "This cursor was not given out here.")
+    return JobQuery(project=project, states=frozenset(states), labels=labels, preset=plain.get("preset"),
+                    error_code=plain.get("error_code"), since=_since(plain.get("since")), cursor=plain.get("cursor"),
+                    limit=int(_number(plain, "limit", LIMIT_DEFAULT, 1, LIMIT_MAX)))
+
+
+def _state(text: str) -> JobState:
+    try:
+        return JobState(text.upper())
+    except ValueError:
+        raise refuse(422, "query.state", "request.invalid", f"{shown(text)} is no state.",
+                     f"States: {', '.join(JobState)}.") from None
+
+
+def _since(text: str | None) -> datetime | None:
+    if text is None:
+        return None
+    try:
+        at = datetime.fromisoformat(text.replace(" ", "+"))  # a + that was not escaped arrives as a space
+        if at.tzinfo is None:
+            raise ValueError
+        return at.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise refuse(422, "query.since", "request.invalid", f"{shown(text)} is no time with a time zone.",
+                     "Write it like 2026-01-31T09:00:00Z.") from None
+
+
+def _number(plain: Mapping[str, str], name: str, default: float, least: float, most: float) -> float:
+    text = plain.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,16}(\.[0-9]{1,6})?", text) or not least <= float(text) <= most:
+        raise refuse(422, f"query.{name}", "request.invalid", f"{name} must be a number from {least:g} to {most:g}.")
+    return float(text)
+
+
+WAIT_NAMES = frozenset({"wait", "after"})
+
+
+def wait_query(text: str) -> tuple[float, int | None]:
+    """GET /v1/jobs/ID's query string: how long to wait (0: not at all), and for an event after which one."""
+    plain = dict(query_pairs(text, WAIT_NAMES)) if text else {}
+    after = int(_number(plain, "after", -1, 0, EVENT_SEQ_MAX))
+    return _number(plain, "wait", 0.0, 0.0, WAIT_SECONDS_MAX), None if after < 0 else after

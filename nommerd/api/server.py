@@ -1,0 +1,197 @@
+"""gevent's WSGI server with limits of our own: what one client may hold, and for how long.
+
+Without TCP_NODELAY each request of a kept-alive connection takes 44 ms: the answer's second segment waits for the
+client's delayed acknowledgement.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from io import BytesIO
+from typing import Any
+
+import gevent
+from gevent.pool import Pool
+from gevent.pywsgi import Input, WSGIHandler, WSGIServer, headers_factory
+
+from nommerd import logs
+from nommerd.errors import ConfigError
+
+CONNECTIONS_MAX = 1024
+CONNECTIONS_SPARE = 32  # when fewer are left, the longest idle connections are closed
+BACKLOG = 512
+IDLE_SECONDS = 75.0  # a kept-alive connection without a request; also any one read or write
+HEADER_SECONDS = 10.0  # from a request's first byte to the end of its header
+HEADER_BYTES_MAX = 32 * 1024
+HEADER_LINES_MAX = 100
+DISCARD_BYTES_MAX = 8 * 1024 * 1024  # of a body nobody reads; a client that still sends then sees a reset
+DISCARD_SECONDS = 2.0
+
+_ANSWERS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+
+
+class _Bad(ValueError):
+    """A request that is refused before the application sees it."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(_ANSWERS[status])
+        self.status = status
+
+
+class _Input(Input):  # type: ignore[misc]
+    """A body whose unread rest is thrown away only so far; then the connection ends."""
+
+    handler: Handler
+
+    def _discard(self) -> None:
+        if self._chunked_input_error or not (self.chunked_input or self.position < (self.content_length or 0)):
+            return
+        self.send_100_continue_enabled = False
+        if self.socket is not None:  # it waits for our 100 Continue, and will not get it
+            self.handler.close_connection = True
+            return
+        left = DISCARD_BYTES_MAX
+        with gevent.Timeout(DISCARD_SECONDS, False):
+            while left > 0:
+                read = len(self.read(16384))
+                if not read:
+                    return
+                left -= read
+        self.handler.close_connection = True
+
+
+class Handler(WSGIHandler):  # type: ignore[misc]
+    """One connection."""
+
+    def handle(self) -> None:
+        """Serve its requests until it ends, is idle for too long, or has to give way."""
+        self.socket.settimeout(IDLE_SECONDS)
+        with suppress(OSError):  # the client went away in the middle of a refusal
+            super().handle()
+
+    def read_requestline(self) -> str:
+        """The request line; idle until its first byte."""
+        self.server.idle[self] = self.socket
+        self.server.make_room()
+        try:
+            first = self.rfile.peek(1)
+        finally:
+            self.server.idle.pop(self, None)
+        if not first:
+            return ""
+        self._header_until = time.monotonic() + HEADER_SECONDS
+        with gevent.Timeout(HEADER_SECONDS, TimeoutError):
+            return super().read_requestline()  # type: ignore[no-any-return]
+
+    def read_request(self, raw_requestline: str) -> bool:
+        """The header, in time and of a bounded size."""
+        if len(raw_requestline.split()) != 3:
+            raise _Bad(400)
+        with gevent.Timeout(max(0.001, self._header_until - time.monotonic()), _Bad(408)):
+            self._block = self._read_block()
+        super().read_request(raw_requestline)
+        lengths = self.headers.get_all("content-length") or []
+        encodings = self.headers.get_all("transfer-encoding") or []
+        if len(lengths) + len(encodings) > 1 or any(not text.strip().isdigit() for text in lengths):
+            raise _Bad(400)
+        if any(text.strip().lower() != "chunked" for text in encodings):
+            raise _Bad(400)
+        return True
+
+    def MessageClass(self, *args: Any) -> Any:
+        """The header fields from the bytes that were read under our limits."""
+        return headers_factory(BytesIO(self._block))
+
+    def _read_block(self) -> bytes:
+        lines: list[bytes] = []
+        left = HEADER_BYTES_MAX
+        while left > 0 and len(lines) <= HEADER_LINES_MAX:
+            line = self.rfile.readline(left + 1)
+            left -= len(line)
+            lines.append(line)
+            if line in (b"\r\n", b"\n"):
+                return b"".join(lines)
+            if not line.endswith(b"\n") and left >= 0:
+                raise _Bad(400)  # it ended in the middle
+            if line[:1] in b" \t" or b":" not in line:
+                raise _Bad(400)  # no folded lines, nothing that is not a field
+        raise _Bad(431)
+
+    def get_environ(self) -> dict[str, Any]:
+        """The WSGI environment, its body reader ours."""
+        environ: dict[str, Any] = super().get_environ()
+        theirs: Input = environ["wsgi.input"]
+        mine = _Input(self.rfile, self.content_length, socket=theirs.socket, chunked_input=theirs.chunked_input)
+        mine.handler = self
+        self.wsgi_input = environ["wsgi.input"] = mine
+        return environ
+
+    def log_request(self) -> None:
+        """No access log."""
+
+    def log_error(self, msg: str, *args: Any) -> None:
+        """What a client did wrong is no error of ours."""
+
+    def _log_error(self, t: Any, v: Any, tb: Any) -> None:
+        if isinstance(v, TimeoutError):
+            return  # it did not read our answer, or send its body, in time
+        logs.get().error("api.connection_failed", exc_info=(t, v, tb))
+
+    def _handle_client_error(self, ex: Exception) -> tuple[str, bytes]:
+        status = ex.status if isinstance(ex, _Bad) else 408 if isinstance(ex, TimeoutError) else 400
+        if not isinstance(ex, ValueError | OSError):
+            logs.get().error("api.request_failed", exc_info=ex)
+        self.close_connection = True
+        head = f"HTTP/1.1 {status} {_ANSWERS[status]}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+        return f"{status}", head.encode()
+
+
+class Server(WSGIServer):  # type: ignore[misc]
+    """Serves an application on an address. `start` listens; `finish` stops within a time."""
+
+    handler_class = Handler
+
+    def __init__(self, host: str, port: int, application: Callable[..., Any], connections_max: int = CONNECTIONS_MAX) -> None:
+        self.idle: dict[Handler, socket.socket] = {}  # in the order in which they became idle
+        self._spare = min(CONNECTIONS_SPARE, connections_max // 4)
+        super().__init__(_listener(host, port), application, spawn=Pool(connections_max), log=None, error_log=None,
+                         environ={"SERVER_NAME": host})  # else it asks the name service for our name
+
+    def make_room(self) -> None:
+        """Close the longest idle connection when hardly any are left for others; called as each becomes idle."""
+        if self.pool.free_count() < self._spare and len(self.idle) > 1:
+            with suppress(OSError):  # closed already
+                self.idle.pop(next(iter(self.idle))).shutdown(socket.SHUT_RDWR)
+
+    def finish(self, within_seconds: float) -> None:
+        """Accept nothing more, close idle connections, and let running requests end for so long."""
+        self.close()
+        deadline = time.monotonic() + within_seconds
+        while len(self.pool) and time.monotonic() < deadline:
+            for connection in list(self.idle.values()):
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+            self.pool.join(timeout=0.05)
+        self.pool.kill(block=True, timeout=1)
+
+
+def _listener(host: str, port: int) -> socket.socket:
+    """A listening socket whose connections send at once. ConfigError when the address is taken or not ours."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0][0]
+        listener = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:
+        raise ConfigError("config.bad_address", f"Cannot listen on {host}: {error.strerror}.", place="api.host") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # accepted sockets inherit it
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise ConfigError("config.bad_address", f"Cannot listen on {host}:{port}: {error.strerror}.",
+                          "Is another feeder running? Set api.port to a free one.", place="api.port") from None
+    return listener

@@ -1,0 +1,61 @@
+"""Requests that wait for a job's next change. A hint wakes them; what they then read is the store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from gevent.event import Event
+
+from nommerd.job import Job, Key
+
+BACKSTOP_SECONDS = 1.0  # a waiter looks by itself this often: hints may be lost, or go to another feeder
+WAITERS_MAX = 512  # more are answered at once: each holds a connection
+
+
+class Waiters:
+    """Who waits for which job."""
+
+    def __init__(self) -> None:
+        self._events: dict[Key, set[Event]] = {}
+        self._count = 0
+        self._closed = False
+
+    def wake(self, key: Key) -> None:
+        """This job changed."""
+        for event in self._events.get(key, ()):
+            event.set()
+
+    def close(self) -> None:
+        """Answer everyone now: this process stops."""
+        self._closed = True
+        for events in self._events.values():
+            for event in events:
+                event.set()
+
+    def wait(self, read: Callable[[], Job], after: int | None, seconds: float) -> Job:
+        """The job once its event_seq is beyond `after` (None: beyond what it is now), or as it is after `seconds`."""
+        job = read()
+        seen = job.event_seq if after is None else after
+        if job.event_seq > seen or seconds <= 0 or self._closed or self._count >= WAITERS_MAX:
+            return job
+        event = Event()
+        self._events.setdefault(job.key, set()).add(event)
+        self._count += 1
+        try:
+            return self._until(read, seen, time.monotonic() + seconds, event)
+        finally:
+            self._count -= 1
+            events = self._events[job.key]
+            events.discard(event)
+            if not events:
+                del self._events[job.key]
+
+    def _until(self, read: Callable[[], Job], seen: int, deadline: float, event: Event) -> Job:
+        while True:
+            event.clear()
+            job = read()  # also the first time: it may have changed before we were listed
+            left = deadline - time.monotonic()
+            if job.event_seq > seen or left <= 0 or self._closed:
+                return job
+            event.wait(min(left, BACKSTOP_SECONDS))
