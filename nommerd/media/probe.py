@@ -17,17 +17,20 @@ from nommerd.media.binaries import Binaries
 from nommerd.media.process import Exit, output
 
 TIMEOUT_SECONDS = 60.0
+READ_BYTES_PER_SECOND = 5e6  # the slowest disk whose files are read whole
 JSON_BYTES_MAX = 4 << 20
 STREAMS_MAX = 100
 SIDE_PIXELS_MAX = 16_384
 AREA_PIXELS_MAX = 16_384 * 8_704
 CHANNELS_MAX = 64
+AGAIN = "Not retried: send the file again."
 SCORE_MIN = 5  # below it ffprobe only guessed: a single frame header of MP3 or AAC among noise
 TEXT_MAX = 500  # of a tag's value
 
 _ESTIMATED = re.compile(r"Estimating duration from bitrate")
 _REFUSED = re.compile(r"not on whitelist", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f\u200b-\u200f\u2028-\u202e\u2066-\u2069]+")
+_TIMECODE = re.compile(r"\d\d:\d\d:\d\d[:;.]\d\d")
 _HDR_TRANSFERS = frozenset({"smpte2084", "arib-std-b67"})
 
 
@@ -58,6 +61,7 @@ class StreamInfo:
     default: bool = False
     language: str | None = None
     title: str | None = None
+    timecode: str | None = None
     color_range: str | None = None
     color_space: str | None = None
     color_transfer: str | None = None
@@ -99,6 +103,12 @@ class Probe:
     def audio(self) -> tuple[StreamInfo, ...]:
         return tuple(s for s in self.streams if s.kind == "audio")
 
+    @property
+    def timecode(self) -> str | None:
+        """The time code of the first frame, `hh:mm:ss:ff`, where the file carries one."""
+        said = (*(stream.timecode for stream in self.streams), self.tags.get("timecode"))
+        return next((text for text in said if text and _TIMECODE.fullmatch(text)), None)
+
     def track_seconds(self, stream: StreamInfo) -> float | None:
         """How long a track is: its own duration, else the container's."""
         return self.duration_seconds if stream.duration_seconds is None else stream.duration_seconds
@@ -130,11 +140,12 @@ def probe(binaries: Binaries, path: Path, kind: str = "media", stop: Stop | None
     """
     label = name or clean(path.name)
     size = _size(path, label)
-    ended, text = output(_argv(binaries, path, kind, label, count_packets), stop=stop, timeout_seconds=TIMEOUT_SECONDS,
-                         stdout_bytes=JSON_BYTES_MAX)
-    if stop is not None:
-        stop.check()
-    document = _document(text) if ended.code == 0 else None
+    stop = stop or Stop()
+    timeout_seconds = TIMEOUT_SECONDS + (size / READ_BYTES_PER_SECOND if count_packets else 0.0)
+    ended, text = output(_argv(binaries, path, kind, label, count_packets), cwd=path.parent, stop=stop,
+                         timeout_seconds=timeout_seconds, max_bytes=JSON_BYTES_MAX)
+    stop.check()
+    document = _document(text) if ended.ok else None
     if document is None or "format" not in document:
         raise _failure(ended, path, kind, label)
     found = _probe(document, path, size, estimated=bool(_ESTIMATED.search(ended.stderr)))
@@ -166,7 +177,7 @@ def _size(path: Path, label: str) -> int:
     except OSError as error:
         raise InfrastructureError("node.disk", f"The file {label} cannot be read: {error.strerror}.") from None
     if size == 0:
-        raise InputError("input.not_media", f"{label} is empty.", "Not retried: send the file again.")
+        raise InputError("input.not_media", f"{label} is empty.", AGAIN)
     return size
 
 
@@ -185,14 +196,16 @@ def _not_media(label: str) -> InputError:
 
 def _failure(ended: Exit, path: Path, kind: str, label: str) -> Exception:
     """Why ffprobe said nothing."""
-    if ended.timed_out or ended.stalled:
-        return InputError("input.unreadable", f"{label} could not be examined within {TIMEOUT_SECONDS:.0f} s.")
+    if ended.timed_out:
+        return InputError("input.unreadable", f"{label} could not be examined within {ended.seconds:.0f} s.")
+    if ended.flooded:
+        return InputError("input.too_large", f"{label} has more streams and tags than are accepted.")
     if ended.signal is not None:
         return EncoderError("encoder.killed", f"ffprobe was ended by signal {ended.signal}.", retryable=True)
     if _REFUSED.search(ended.stderr) or (kind == "media" and not formats.looks_like_media(path)):
         return _not_media(label)
     return InputError("input.unreadable", f"{label} is broken: {_reason(ended.stderr)}.",
-                      "Not retried: send the file again.")
+                      AGAIN)
 
 
 def _reason(stderr: str) -> str:
@@ -209,8 +222,8 @@ def _probe(document: dict[str, Any], path: Path, size: int, *, estimated: bool) 
     tags = {clean(name, 64).lower(): clean(value) for name, value in about.get("tags", {}).items()}
     container = formats.container_name(str(about.get("format_name", "")), tags.get("major_brand"))
     return Probe(path=path, container=container, size=size, duration_seconds=_seconds(about.get("duration")),
-                 duration_estimated=estimated or container in formats.ESTIMATED_CONTAINERS, bit_rate=_int(about.get("bit_rate")),
-                 tags=tags, streams=tuple(_stream(one) for one in document.get("streams", ())))
+                 duration_estimated=estimated or container in formats.ESTIMATED_CONTAINERS,
+                 bit_rate=_int(about.get("bit_rate")), tags=tags, streams=tuple(_stream(one) for one in document.get("streams", ())))
 
 
 def _stream(one: dict[str, Any]) -> StreamInfo:
@@ -226,8 +239,8 @@ def _stream(one: dict[str, Any]) -> StreamInfo:
         start_seconds=_number(one.get("start_time")), packets=_int(one.get("nb_read_packets")),
         sample_rate=_int(one.get("sample_rate")), channels=_int(one.get("channels")), channel_layout=one.get("channel_layout"),
         attached_pic=bool(disposition.get("attached_pic")), default=bool(disposition.get("default")),
-        language=tags.get("language"), title=tags.get("title"), color_range=one.get("color_range"),
-        color_space=one.get("color_space"), color_transfer=one.get("color_transfer"),
+        language=tags.get("language"), title=tags.get("title"), timecode=tags.get("timecode"),
+        color_range=one.get("color_range"), color_space=one.get("color_space"), color_transfer=one.get("color_transfer"),
         color_primaries=one.get("color_primaries"), bit_rate=_int(one.get("bit_rate")))
 
 
@@ -300,9 +313,9 @@ def _check(found: Probe, score: int, kind: str, label: str) -> None:
     if score < SCORE_MIN or not any(s.kind in ("video", "audio") for s in found.streams):
         raise _not_media(label)
     if not any(s.usable for s in (*found.video, *found.audio)):
-        guessed = not formats.looks_like_media(found.path)
-        raise _not_media(label) if guessed else InputError(
-            "input.unreadable", f"{label} is broken: nothing of its streams can be decoded.", "Not retried: send the file again.")
+        if not formats.looks_like_media(found.path):
+            raise _not_media(label)
+        raise InputError("input.unreadable", f"{label} is broken: nothing of its streams can be decoded.", AGAIN)
 
 
 def _check_stream(stream: StreamInfo, label: str) -> None:

@@ -1,0 +1,212 @@
+"""What the ffmpeg stage may be told: the typed form (video, audio, output …), and the raw form's option pairs.
+
+Faults carry a pydantic error type; `two_pass`, `forbidden` and the like become recipe.* codes where they are reported.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from nommerd.media.binaries import ENCODERS
+from nommerd.media.units import Bitrate, Duration
+from nommerd.pipeline.stage import Later, not_yet_supported
+
+TITLE_AND_LANGUAGE = ["title", "language"]
+VideoCodec = Literal["h264", "hevc", "vp9", "av1", "prores", "copy"]
+AudioCodec = Literal["aac", "mp3", "opus", "flac", "pcm_s16le", "pcm_s24le", "pcm_s32le", "copy"]
+Container = Literal["mp4", "m4a", "mov", "mkv", "webm", "mp3", "wav", "flac", "ogg", "mpegts"]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$")]
+Side = Annotated[int, Field(ge=2, le=16_384)]
+Pair = tuple[str, str | None]
+
+# container -> codecs that can live in it; None: anything
+HOLDS: dict[str, frozenset[str] | None] = {
+    "mp4": frozenset({"h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg", "aac", "mp3", "ac3", "eac3", "opus", "flac", "alac"}),
+    "m4a": frozenset({"aac", "alac", "ac3", "eac3", "mp3"}),
+    "mov": frozenset({"h264", "hevc", "prores", "mpeg4", "mjpeg", "dnxhd", "dvvideo", "mpeg2video", "aac", "mp3", "alac",
+                      "ac3", "eac3", "pcm_s16le", "pcm_s24le", "pcm_s32le", "pcm_s16be", "pcm_s24be"}),
+    "mkv": None, "webm": frozenset({"vp8", "vp9", "av1", "opus", "vorbis"}), "mp3": frozenset({"mp3"}),
+    "wav": frozenset({"pcm_s16le", "pcm_s24le", "pcm_s32le"}), "flac": frozenset({"flac"}),
+    "ogg": frozenset({"opus", "vorbis", "flac"}),
+    "mpegts": frozenset({"h264", "hevc", "mpeg2video", "aac", "mp3", "mp2", "ac3", "eac3"}),
+}
+SOUND_ONLY = frozenset({"m4a", "mp3", "wav", "flac", "ogg"})
+_DEFAULT_CONTAINER = {"mp3": "mp3", "opus": "ogg", "flac": "flac", "pcm_s16le": "wav", "pcm_s24le": "wav", "pcm_s32le": "wav",
+                      "aac": "m4a"}
+
+
+def fault(kind: str, message: str) -> PydanticCustomError:
+    """A validation error whose type decides its code."""
+    return PydanticCustomError(kind, "{message}", {"message": message})
+
+
+class Part(BaseModel):
+    """Base of the typed form's parts."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+def _first_or_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+class Clip(Part):
+    """Which part of the source, in seconds from its beginning."""
+
+    start: Duration = 0.0
+    end: Duration | None = None
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.end is not None and self.end <= self.start:
+            raise fault("clip", "`end` must come after `start`")
+        return self
+
+
+class Video(Part):
+    """A picture track. `width` x `height` is a box in square pixels; see `fit`."""
+
+    codec: VideoCodec = "h264"
+    encoder: Annotated[list[Word], BeforeValidator(_first_or_list), Field(min_length=1)] | None = None
+    encoder_preset: Annotated[Word, BeforeValidator(lambda v: str(v) if type(v) is int else v)] | None = None
+    profile: Word | None = None
+    pixel_format: Word | None = None
+    width: Side | None = None
+    height: Side | None = None
+    fit: Literal["inside", "crop", "pad", "stretch"] = "inside"
+    upscale: bool = False
+    turn_with_source: bool = True
+    crf: Annotated[float, Field(ge=0, le=63)] | None = None
+    bitrate: Bitrate | None = None
+    max_bitrate: Bitrate | None = None
+    gop_seconds: Annotated[float, Field(gt=0, le=60)] | None = None
+    max_frame_rate: Annotated[float, Field(ge=1, le=240)] = 60
+    overlays: Later = None
+    copy_when: Later = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.crf is not None and self.bitrate is not None:
+            raise fault("exclusive", "`bitrate` and `crf` exclude each other: give one")
+        if self.fit in ("crop", "pad", "stretch") and (self.width is None or self.height is None):
+            raise fault("box", f"`fit: {self.fit}` needs both `width` and `height`")
+        if self.codec == "prores" and (self.crf is not None or self.bitrate is not None or self.max_bitrate is not None):
+            raise fault("rate", "prores has no bit rate to set: its `profile` decides")
+        _check_copy(self, {"codec"})
+        _check_encoders(self.codec, self.encoder)
+        return self
+
+
+class Audio(Part):
+    """Sound. `tracks: all` encodes each track of the source, else the one a player would choose."""
+
+    name: Word | None = None
+    codec: AudioCodec = "aac"
+    encoder: Annotated[list[Word], BeforeValidator(_first_or_list), Field(min_length=1)] | None = None
+    bitrate: Bitrate | None = None
+    channels: Annotated[int, Field(ge=1, le=8)] | None = None
+    sample_rate: Annotated[int, Field(ge=8_000, le=192_000)] | None = None
+    tracks: Literal["default", "all"] = "default"
+    required: bool = False
+    loudness: Later = None
+    copy_when: Later = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.bitrate is not None and (self.codec == "flac" or self.codec.startswith("pcm")):
+            raise fault("rate", f"{self.codec} has no bit rate to set")
+        if self.codec == "mp3" and (self.channels or 0) > 2:
+            raise fault("channels", "mp3 holds at most 2 channels")
+        _check_copy(self, {"codec", "name", "tracks", "required"})
+        _check_encoders(self.codec, self.encoder)
+        return self
+
+
+def _check_copy(part: Video | Audio, kept: set[str]) -> None:
+    changed = sorted(part.model_fields_set - kept)
+    if part.codec == "copy" and changed:
+        raise fault("copy", f"`codec: copy` changes nothing, so it goes with no {', '.join(f'`{name}`' for name in changed)}")
+
+
+def _check_encoders(codec: str, encoders: list[str] | None) -> None:
+    known = ENCODERS.get(codec, (codec,))
+    strange = [name for name in encoders or () if name not in known]
+    if strange:
+        raise fault("encoder", f"`{strange[0]}` is no encoder for {codec} that is supported: {', '.join(known)}")
+
+
+def _refuse_true(value: Any) -> Any:
+    return not_yet_supported(value) if value is True else value
+
+
+class Metadata(Part):
+    """What is kept of the source's metadata; everything else is dropped (it may say where a film was taken)."""
+
+    keep: Literal["all"] | list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]] = TITLE_AND_LANGUAGE
+    chapters: bool = False
+    timecode: bool = False
+    cover: Annotated[bool, BeforeValidator(_refuse_true)] = False
+
+
+class Output(Part):
+    """The file. `file` is its name under a destination that ends in `/`."""
+
+    container: Container | None = None
+    faststart: bool | None = None
+    file: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    separate: Annotated[bool, BeforeValidator(_refuse_true)] = False
+
+    @model_validator(mode="after")
+    def _plain_name(self) -> Self:
+        if self.file is not None and (re.search(r"[/\\\x00-\x1f\x7f]", self.file) or self.file.startswith(".")):
+            raise fault("file", "`file` is a plain name: no `/`, no control characters, no dot in front")
+        return self
+
+
+def _one_audio(value: Any) -> Any:
+    """A mapping, or a list of one; several tracks of different kinds come later."""
+    if isinstance(value, list):
+        if len(value) > 1:
+            return not_yet_supported(value)
+        return value[0] if value else None
+    return value
+
+
+OneAudio = Annotated[Audio | None, BeforeValidator(_one_audio)]
+
+
+def default_container(video: Video | None, audio: Audio | None) -> str:
+    """The container for these tracks where the recipe names none."""
+    if video is not None:
+        return "mov" if video.codec == "prores" else "webm" if video.codec == "vp9" else "mp4"
+    return _DEFAULT_CONTAINER.get(audio.codec, "mkv") if audio is not None else "mp4"
+
+
+# --- the raw form -------------------------------------------------------------------------------------------------
+
+
+def _pair(value: Any) -> Pair:
+    """One `[name, value]`; null is a bare flag, 0 is kept."""
+    if not isinstance(value, list):
+        raise fault("option", "expected [name, value]")
+    if len(value) != 2:
+        hint = ": quote a value that holds a comma" if len(value) > 2 else ": write [name, null] for a bare flag"
+        raise fault("option", f"expected [name, value], got {len(value)} item{'' if len(value) == 1 else 's'}{hint}")
+    name, setting = value
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_:.#-]{0,79}", name):
+        raise fault("option", "an option's name has letters, digits, `_`, `-` and a stream specifier; no dash in front")
+    if isinstance(setting, bool):
+        raise fault("option", f"`{name}` cannot be {str(setting).lower()}: write null for a bare flag, or 0 or 1")
+    if setting is not None and not isinstance(setting, str | int | float):
+        raise fault("option", f"`{name}` takes one plain value")
+    if isinstance(setting, str) and "\x00" in setting:
+        raise fault("option", f"`{name}` holds a NUL character")
+    return name, None if setting is None else str(setting)
+
+
+OptionPair = Annotated[Pair, BeforeValidator(_pair), Field(strict=False)]
+Options = list[OptionPair]
