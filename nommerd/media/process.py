@@ -17,23 +17,22 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any, Protocol
+from typing import Any
 
 import sh
 
 from nommerd import runtime
 from nommerd.errors import ConfigError, InfrastructureError, Stop
+from nommerd.media.watchdog import GENTLE, Body, Lines, OnLine, Sink, Tail, Watch, Why
 
 TICK_SECONDS = 0.1  # how often a program is looked at: half of what a stop may take
 GRACE_SECONDS = 1.0  # between SIGTERM and SIGKILL, for a program that stalled or timed out
 UNKILLABLE_SECONDS = 60.0  # a program that SIGKILL does not end (a dead network disk) is given up after this long
-MOVED_BYTES = 4 * 1024 * 1024  # a silent program that read or wrote this much is at work (a file rewritten for fast start)
 STDERR_BYTES = 8192
 CHUNK_BYTES = 65536
 OOM_SCORE = 500  # the kernel takes an encoder for the culprit before it takes the worker
@@ -45,8 +44,6 @@ PR_SET_PDEATHSIG = 1
 logging.getLogger("sh").setLevel(logging.WARNING)  # it logs argument lists and output
 runtime.arrange_sh(sh)
 _prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child should not load anything
-
-OnLine = Callable[[str], bool | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +76,9 @@ def run(argv: Sequence[str], *, cwd: Path, stop: Stop, on_line: OnLine | None = 
     is reaped. `stop` kills within 0.2 s and is reported, not raised. Raises ConfigError for a missing program,
     InfrastructureError where it cannot be started or not be killed.
     """
-    lines = _Lines(on_line)
+    lines = Lines(on_line)
     return _supervise(_Child(argv, cwd, env, lines, line_buffered=True, stderr_bytes=stderr_bytes), stop,
-                      _Watch(stall_seconds, timeout_seconds), lines)
+                      Watch(stall_seconds, timeout_seconds), lines)
 
 
 def output(argv: Sequence[str], *, cwd: Path, stop: Stop, timeout_seconds: float, max_bytes: int,
@@ -90,135 +87,23 @@ def output(argv: Sequence[str], *, cwd: Path, stop: Stop, timeout_seconds: float
 
     Otherwise as `run`.
     """
-    body = _Body(max_bytes)
+    body = Body(max_bytes)
     exit = _supervise(_Child(argv, cwd, env, body, line_buffered=False, stderr_bytes=stderr_bytes), stop,
-                      _Watch(None, timeout_seconds), body)
+                      Watch(None, timeout_seconds), body)
     return exit, bytes(body.kept)
-
-
-class Why(Enum):
-    """Why we kill a program that would have gone on. The value is the field of Exit that says so."""
-
-    STOPPED = "stopped"
-    STALLED = "stalled"
-    TIMED_OUT = "timed_out"
-    FLOODED = "flooded"
-    FAILED = ""  # our own code raised
-
-
-GENTLE = frozenset({Why.STALLED, Why.TIMED_OUT})  # SIGTERM first: what it still says on stderr helps
-
-
-class _Sink(Protocol):
-    """Takes a program's output. `write` must never raise: sh would then wait for ever."""
-
-    alive: bool  # set by each sign of life
-    error: BaseException | None
-    flooded: bool
-
-    def write(self, chunk: bytes) -> None: ...
-
-
-class _Lines:
-    """Hands lines to a callback, until that raises."""
-
-    flooded = False
-
-    def __init__(self, on_line: OnLine | None) -> None:
-        self.on_line = on_line
-        self.alive = False
-        self.error: BaseException | None = None
-
-    def write(self, chunk: bytes) -> None:
-        if self.error is not None:
-            return
-        try:
-            if self.on_line is None or self.on_line(chunk.decode(errors="replace").rstrip("\r\n")) is not False:
-                self.alive = True
-        except BaseException as error:
-            self.error = error
-
-
-class _Body:
-    """Keeps the first `max_bytes`."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.kept = bytearray()
-        self.alive = False
-        self.error: BaseException | None = None
-        self.flooded = False
-
-    def write(self, chunk: bytes) -> None:
-        room = self.max_bytes - len(self.kept)
-        self.kept += chunk[:room]
-        self.flooded = self.flooded or len(chunk) > room
-
-
-class _Tail:
-    """Keeps the last `max_bytes`."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self.max_bytes = max_bytes
-        self.kept = bytearray()
-
-    def write(self, chunk: bytes) -> None:
-        self.kept += chunk
-        del self.kept[: max(0, len(self.kept) - self.max_bytes)]
-
-    @property
-    def text(self) -> str:
-        return self.kept.decode(errors="replace")
-
-
-class _Watch:
-    """Decides when a program has stalled or taken too long. Told the time, never asks for it."""
-
-    def __init__(self, stall_seconds: float | None, timeout_seconds: float | None) -> None:
-        self.stall_seconds = stall_seconds
-        self.timeout_seconds = timeout_seconds
-        self.silent_seconds = 0.0
-        self.moved_before: int | None = None
-
-    def look(self, elapsed_seconds: float, tick_seconds: float, alive: bool, moved: Callable[[], int]) -> Why | None:
-        """The verdict, if there is one. `moved` is how many bytes the program has read and written so far.
-
-        Silence is the sum of our own ticks, each counted as a second at most: while this process was stopped or starved
-        nobody listened, and that is not the program's fault.
-        """
-        if self.timeout_seconds is not None and elapsed_seconds > self.timeout_seconds:
-            return Why.TIMED_OUT
-        if self.stall_seconds is None:
-            return None
-        if alive:
-            self._restart()
-            return None
-        self.silent_seconds += min(tick_seconds, 1.0)
-        if self.moved_before is None and self.silent_seconds > self.stall_seconds / 2:
-            self.moved_before = moved()
-        if self.silent_seconds <= self.stall_seconds:
-            return None
-        if moved() - (self.moved_before or 0) < MOVED_BYTES:
-            return Why.STALLED
-        self._restart()
-        return None
-
-    def _restart(self) -> None:
-        self.silent_seconds = 0.0
-        self.moved_before = None
 
 
 class _Child:
     """One program, started and reaped by a thread of its own."""
 
-    def __init__(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None, out: _Sink, *, line_buffered: bool,
+    def __init__(self, argv: Sequence[str], cwd: Path, env: Mapping[str, str] | None, out: Sink, *, line_buffered: bool,
                  stderr_bytes: int) -> None:
         self.argv = list(argv)
         self.cwd = cwd
         self.env = _environment(cwd, env or {})
         self.out = out
         self.out_bufsize = 1 if line_buffered else CHUNK_BYTES  # sh's 1 is "by lines"
-        self.stderr = _Tail(stderr_bytes)
+        self.stderr = Tail(stderr_bytes)
         self.begun = time.monotonic()
         self.command: Any = None
         self.error: BaseException | None = None
@@ -249,7 +134,7 @@ class _Child:
             raise InfrastructureError("node.no_workspace", f"The working directory {self.cwd} does not exist.")
 
     def _cannot_start(self) -> InfrastructureError:
-        reason = (str(self.error).splitlines() or [""])[-1].strip()  # from a failed child sh hands over its traceback
+        reason = (str(self.error).strip().splitlines() or [""])[-1].strip()  # of a failed child sh brings the traceback
         return InfrastructureError("node.cannot_start", f"{self.argv[0]} could not be started: {reason[:300]}")
 
     def _live(self) -> None:
@@ -314,7 +199,7 @@ class _Child:
                     seconds=time.monotonic() - self.begun, pid=self.pid, **verdict)
 
 
-def _supervise(child: _Child, stop: Stop, watch: _Watch, out: _Sink) -> Exit:
+def _supervise(child: _Child, stop: Stop, watch: Watch, out: Sink) -> Exit:
     """Start the child and see it to its end, whoever decides on that."""
     if stop.is_set():
         return Exit(stopped=True)
@@ -328,7 +213,7 @@ def _supervise(child: _Child, stop: Stop, watch: _Watch, out: _Sink) -> Exit:
     return child.exit(why)
 
 
-def _until_ended(child: _Child, stop: Stop, watch: _Watch, out: _Sink) -> Why | None:
+def _until_ended(child: _Child, stop: Stop, watch: Watch, out: Sink) -> Why | None:
     why: Why | None = None
     kill_at = 0.0
     before = time.monotonic()
@@ -349,7 +234,7 @@ def _until_ended(child: _Child, stop: Stop, watch: _Watch, out: _Sink) -> Why | 
     return why
 
 
-def _verdict(stop: Stop, out: _Sink) -> Why | None:
+def _verdict(stop: Stop, out: Sink) -> Why | None:
     if out.error is not None:
         return Why.FAILED
     if stop.is_set():
