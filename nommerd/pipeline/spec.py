@@ -1,0 +1,276 @@
+"""The models of pipeline and preset documents, and a pipeline read whole: stages with their ids, every setting tried.
+
+A stage's settings are checked when the document is loaded, with the params' defaults filled in, so that a typo is found
+by `config check` and not by the first job.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from nommerd.pipeline.faults import WRONG_TYPE, Complaint, inspect, sentence, validate
+from nommerd.pipeline.loader import Faults, Node
+from nommerd.pipeline.params import ParamName, ParamSpec, Use, Value, check_spec, describe, known_hint, samples, substitute
+from nommerd.pipeline.stage import Stage
+from nommerd.secrets import has_secret
+
+Origin = Literal["disk", "api"]
+Registry = Mapping[str, type[Stage]]
+NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+LATER = frozenset({"package", "thumbnails", "sprite"})  # stages whose names are kept
+STAGES_MAX = 64
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class InputSpec(_Document):
+    """A file besides the source that a job gives (or may, with `required: false` or a default)."""
+
+    type: Literal["media", "image", "captions"]
+    description: str = ""
+    many: bool = False
+    required: bool = True
+    default: str | None = None
+
+
+class PipelineDocument(_Document):
+    """conf/pipelines/NAME.yaml. A stage is a bare name, or one name with its settings."""
+
+    kind: Literal["pipeline"]
+    name: Name
+    description: Annotated[str, Field(max_length=500)] = ""
+    inputs: dict[ParamName, InputSpec] = {}
+    params: Annotated[dict[ParamName, ParamSpec], Field(max_length=100)] = {}
+    stages: Annotated[tuple[str | dict[str, dict[str, Any] | None], ...], Field(min_length=1, max_length=STAGES_MAX)]
+
+
+class PresetDocument(_Document):
+    """conf/presets/NAME.yaml: a pipeline (or another preset, which it extends) with values for its params."""
+
+    kind: Literal["preset"]
+    name: Name
+    description: Annotated[str, Field(max_length=500)] = ""
+    extends: Name | None = None
+    pipeline: Name | None = None
+    params: dict[str, Value] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class StageEntry:
+    """A stage as the document has it; `settings` still hold `$name`, and no id. `path` names it in messages."""
+
+    name: str
+    id: str
+    settings: Node
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """What is wrong with a stage's settings once the params are filled in; `params` are those that went in there."""
+
+    stage: StageEntry
+    complaint: Complaint
+    params: frozenset[str]
+
+    @property
+    def message(self) -> str:
+        return sentence(self.stage.path, self.complaint)
+
+
+@dataclass(frozen=True, slots=True)
+class Pipeline:
+    """A pipeline document without faults."""
+
+    document: PipelineDocument
+    stages: tuple[StageEntry, ...]
+    origin: Origin
+    node: Node = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.document.name
+
+    @property
+    def params(self) -> dict[str, ParamSpec]:
+        return self.document.params
+
+    @property
+    def defaults(self) -> dict[str, Value]:
+        return {name: spec.default for name, spec in self.params.items() if spec.default is not None}
+
+
+def read_pipeline(node: Node, registry: Registry, origin: Origin, faults: Faults) -> Pipeline | None:
+    """The pipeline in this document; None if it has faults, which are then in `faults`."""
+    before = len(faults.errors)
+    entries = list(_stage_entries(node, faults))
+    document = validate(PipelineDocument, _without_bad_stages(node, entries), faults)
+    if document is None or len(faults.errors) > before:
+        return None
+    _check_declarations(document, node, faults)
+    pipeline = Pipeline(document, _with_ids(entries, registry, faults), origin, node)
+    _check_settings(pipeline, registry, faults)
+    if len(faults.errors) == before:
+        from nommerd.pipeline.structure import check_structure
+
+        check_structure(pipeline, faults)
+    return pipeline if len(faults.errors) == before else None
+
+
+def read_preset(node: Node, faults: Faults) -> PresetDocument | None:
+    """The preset in this document; None if it has faults. Its params are checked where its pipeline is known."""
+    document = validate(PresetDocument, node, faults)
+    if document is not None and document.extends is None and document.pipeline is None:
+        faults.add("missing_key", "pipeline: missing.", "Name the pipeline, or a preset that it `extends`.", node.place)
+        return None
+    return document
+
+
+def fill(entry: StageEntry, pipeline: Pipeline, values: Mapping[str, Value], faults: Faults) -> tuple[Node, list[Use]]:
+    """The stage's settings with params filled in, and where."""
+    return substitute(entry.settings, values, frozenset(pipeline.params), faults)
+
+
+def find_faults(pipeline: Pipeline, values: Mapping[str, Value], registry: Registry, faults: Faults) -> list[Finding]:
+    """What the stages say to their settings with these values. Faults of `$name` itself go to `faults`."""
+    findings = []
+    for entry in pipeline.stages:
+        if entry.name in registry:
+            settings, uses = fill(entry, pipeline, values, faults)
+            for complaint in inspect(registry[entry.name].Settings, settings)[1]:
+                findings.append(Finding(entry, complaint, _params_at(uses, complaint.at)))
+    return findings
+
+
+def try_samples(pipeline: Pipeline, given: Mapping[str, Value], registry: Registry, faults: Faults) -> list[Finding]:
+    """The faults that no choice of values for the params that are still unset can cure."""
+    known = {**pipeline.defaults, **given}
+    unset = {name: samples(spec) for name, spec in pipeline.params.items() if name not in known and spec.required}
+    unset = {name: tries for name, tries in unset.items() if tries}
+    first: list[Finding] = []
+    for turn in range(max(map(len, unset.values()), default=1)):
+        values = {**known, **{name: tries[turn % len(tries)] for name, tries in unset.items()}}
+        found = find_faults(pipeline, values, registry, faults)
+        if not found:
+            return []
+        first = first or found
+    return [f for f in first if not f.params & unset.keys() or f.complaint.code not in ("bad_setting", "two_pass")]
+
+
+def _params_at(uses: list[Use], at: tuple[str | int, ...]) -> frozenset[str]:
+    """The params that went into this value, into what it holds, or into what holds it."""
+    touching = [use for use in uses if use.path[: len(at)] == at or at[: len(use.path)] == use.path]
+    return frozenset(name for use in touching for name in use.names)
+
+
+# --- reading the list of stages ----------------------------------------------------------------------------------
+
+
+def _stage_entries(node: Node, faults: Faults) -> Iterator[StageEntry]:
+    """The entries that have the right shape; the others are reported."""
+    stages = node.get("stages")
+    for index, entry in enumerate(stages.value if stages and isinstance(stages.value, list) else ()):
+        path = f"stages[{index}]"
+        if isinstance(entry.value, str):
+            yield StageEntry(entry.value, "", Node({}, entry.place, entry.key_place), f"{path}.{entry.value}")
+        elif not isinstance(entry.value, dict) or not entry.value:
+            faults.add(WRONG_TYPE, f"{path}: expected a stage, got {describe(entry.plain())}.", _SHAPE, entry.place)
+        elif len(entry.value) > 1:
+            name = next(iter(entry.value))
+            faults.add("bad_stage", f"{path}: expected one stage, got the keys {', '.join(entry.value)}.",
+                       f"Indent the settings of {name} further than its name." if entry.value[name].value is None else
+                       "Begin each stage with a dash of its own.", entry.place)
+        else:
+            [(name, settings)] = entry.value.items()
+            if settings.value is None:
+                settings = settings.replace({})
+            if isinstance(settings.value, dict):
+                yield StageEntry(name, "", settings, f"{path}.{name}")
+            else:
+                faults.add(WRONG_TYPE, f"{path}.{name}: expected a mapping of settings, got {describe(settings.plain())}.",
+                           _SHAPE, settings.place)
+
+
+_SHAPE = "A stage is a bare name, or one name with its settings: `- ffmpeg: {passes: 2}`."
+
+
+def _without_bad_stages(node: Node, entries: list[StageEntry]) -> Node:
+    """The document with its stages left to `_stage_entries`, so that each fault is reported once."""
+    stages = node.get("stages")
+    if not isinstance(node.value, dict) or stages is None or not isinstance(stages.value, list) or not stages.value:
+        return node
+    return node.replace({**node.value, "stages": stages.replace([stages.replace("-")] * len(stages.value))})
+
+
+def _with_ids(entries: list[StageEntry], registry: Registry, faults: Faults) -> tuple[StageEntry, ...]:
+    chosen = {_explicit_id(entry) for entry in entries} | {"source"}
+    taken: set[str] = {"source"}
+    result = []
+    for entry in entries:
+        _check_name(entry, registry, faults)
+        id = _explicit_id(entry)
+        if id is None:
+            names = (entry.name if n == 1 else f"{entry.name}-{n}" for n in range(1, STAGES_MAX * 2))
+            id = next(name for name in names if name not in taken and name not in chosen)
+        elif id in taken:
+            faults.add("bad_stage", f"{entry.path}.id: {id} is taken.", "Ids are unique, and `source` is the source.",
+                       _place_of(entry, "id"))
+        taken.add(id)
+        settings = {key: value for key, value in _mapping(entry.settings).items() if key != "id"}
+        result.append(StageEntry(entry.name, id, entry.settings.replace(settings), entry.path))
+    return tuple(result)
+
+
+def _explicit_id(entry: StageEntry) -> str | None:
+    node = entry.settings.get("id")
+    return node.value if node is not None and isinstance(node.value, str) else None
+
+
+def _check_name(entry: StageEntry, registry: Registry, faults: Faults) -> None:
+    place = entry.settings.key_place
+    if entry.name in LATER:
+        faults.add("not_yet_supported", f"{entry.path}: not yet supported.", "Remove it, or wait for a later version.", place)
+    elif entry.name not in registry:
+        faults.add("unknown_stage", f"{entry.path}: no stage is called {entry.name!r}.",
+                   known_hint(entry.name, registry, "Stages"), place)
+    node = entry.settings.get("id")
+    if node is not None and inspect(_Id, Node({"id": node}, node.place, node.place))[1]:
+        faults.add("bad_stage", f"{entry.path}.id: {describe(node.plain())} is no id.",
+                   "Lower-case letters, digits, dots, dashes and underscores.", node.place)
+
+
+class _Id(_Document):
+    id: Name
+
+
+def _mapping(node: Node) -> dict[str, Node]:
+    return node.value if isinstance(node.value, dict) else {}
+
+
+def _place_of(entry: StageEntry, key: str) -> str:
+    return (entry.settings.get(key) or entry.settings).place
+
+
+def _check_declarations(document: PipelineDocument, node: Node, faults: Faults) -> None:
+    for name, spec in document.params.items():
+        at = node.get("params", name)
+        assert at is not None
+        check_spec(name, at, spec, faults)
+    for name, declared in document.inputs.items():
+        at = node.get("inputs", name, "default")
+        if declared.default is not None and at is not None and has_secret(declared.default):
+            faults.add("bad_input", f"inputs.{name}.default: an address with credentials or a query.",
+                       "Recipes are stored in clear: name a file instead.", at.place)
+
+
+def _check_settings(pipeline: Pipeline, registry: Registry, faults: Faults) -> None:
+    for finding in try_samples(pipeline, {}, registry, faults):
+        faults.add(finding.complaint.code, finding.message, finding.complaint.hint, finding.complaint.place)
+
