@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any, Protocol
+from typing import Any
 
 from nommerd import lifecycle
 from nommerd.api import body as bodies
@@ -17,32 +17,22 @@ from nommerd.api.problems import Refusal, from_error, refuse
 from nommerd.api.waiters import Waiters
 from nommerd.errors import InputError, NommerdError
 from nommerd.job import DEFAULT_PROJECT, Job, JobState, Key, Priority, Webhook, new_id, utcnow
+from nommerd.pipeline.destination import is_folder
+from nommerd.pipeline.recipe import Recipe
 from nommerd.secrets import Keyring, has_secret, public_uri
 from nommerd.sending import Sending
+from nommerd.storage import same_place
 from nommerd.storage.base import StorageRegistry
-from nommerd.store.base import JobExists, JobPage, Store, UnknownJob
+from nommerd.store.base import RECIPE_GRACE_SECONDS, JobExists, JobPage, Store, UnknownJob
 
 IDEMPOTENCY_KEY_MAX = 255
 IDEMPOTENT_ID_DIGITS = 32
 RECORD_BYTES_AT_SUBMIT = 5 * 1024  # the rest of a record's 8 KB is for attempts, events, outputs, warnings
 RECIPES_KEPT = 256
-RECIPE_STORED_SECONDS = 600.0  # how long this process trusts that a recipe it stored is there
+RECIPE_STORED_SECONDS = RECIPE_GRACE_SECONDS / 4  # how long this process trusts that a recipe it stored is there
 
 
-class RecipeLike(Protocol):
-    """What a submission needs of a recipe."""
-
-    @property
-    def pipeline(self) -> str: ...
-    @property
-    def hash(self) -> str: ...
-    @property
-    def document(self) -> str: ...
-    @property
-    def stages(self) -> Any: ...
-
-
-Resolve = Callable[..., RecipeLike]  # Catalog.resolve: preset, pipeline, params, inputs -> recipe
+Resolve = Callable[..., Recipe]  # Catalog.resolve: preset, pipeline, params, inputs -> Recipe
 
 
 class Recipes:
@@ -52,15 +42,14 @@ class Recipes:
         self._store = store
         self._resolve = resolve
         self._clock = clock
-        self._resolved: OrderedDict[str, RecipeLike] = OrderedDict()
+        self._resolved: OrderedDict[str, Recipe] = OrderedDict()
         self._stored: dict[str, float] = {}
-        self.generation = 0
 
-    def get(self, wanted: Submission) -> RecipeLike:
+    def get(self, wanted: Submission) -> Recipe:
         """The recipe a submission asks for. Raises NommerdError recipe.*."""
-        given = {name: [dict(item) for item in items] for name, items in wanted.inputs.items()}
-        known = json.dumps([wanted.preset, wanted.pipeline, wanted.params, sorted((n, len(i)) for n, i in given.items())],
-                           sort_keys=True)
+        given = _public_inputs(wanted)
+        counts = sorted((name, len(items)) for name, items in given.items())
+        known = json.dumps([wanted.preset, wanted.pipeline, wanted.params, counts], sort_keys=True)
         recipe = self._resolved.get(known)
         if recipe is None:
             recipe = self._resolve(preset=wanted.preset, pipeline=wanted.pipeline, params=wanted.params, inputs=given)
@@ -69,20 +58,15 @@ class Recipes:
                 self._resolved.popitem(last=False)
         return recipe
 
-    def store(self, recipe: RecipeLike) -> None:
+    def store(self, recipe: Recipe) -> None:
         """See to it that the recipe is in the store."""
         now = self._clock()
         if now - self._stored.get(recipe.hash, -RECIPE_STORED_SECONDS) < RECIPE_STORED_SECONDS:
             return
         self._store.put_recipe(recipe.hash, recipe.document)
+        if len(self._stored) >= RECIPES_KEPT:
+            self._stored.clear()
         self._stored[recipe.hash] = now
-
-    def forget(self, resolved: bool = False) -> None:
-        """Recipes may have been deleted from the store; with `resolved`, the catalog changed too."""
-        self.generation += 1
-        self._stored.clear()
-        if resolved:
-            self._resolved.clear()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -132,7 +116,9 @@ class Jobs:
             recipe = self.recipes.get(wanted)
         except NommerdError as error:
             raise from_error(error) from None
-        generation = self.recipes.generation
+        if recipe.needs_folder and not is_folder(wanted.dest):
+            raise refuse(422, "body.dest", "dest.not_a_folder", f"The pipeline {recipe.pipeline} has several outputs.",
+                         "End the destination with /.")
         job = self._record(job_id, wanted, recipe, request_hash)
         if size > RECORD_BYTES_AT_SUBMIT // 4:
             _check_size(job)
@@ -141,8 +127,6 @@ class Jobs:
             self.store.create(job)
         except JobExists as error:
             return _same(error.job, request_hash), False
-        if self.recipes.generation != generation:
-            self.recipes.store(recipe)  # it may have been deleted before this job named it
         self.sending.send(job)
         return job, True
 
@@ -170,13 +154,13 @@ class Jobs:
     def _check_dest(self, wanted: Submission) -> None:
         backend = self.storage.for_uri(wanted.dest, "dest")
         backend.check_dest(wanted.dest)
-        if public_uri(wanted.dest) == public_uri(wanted.source):
+        if same_place(wanted.source, wanted.dest):
             raise InputError("dest.is_source", "The destination is the source.", "Choose another destination.")
-        if not wanted.overwrite and not wanted.dest.endswith("/") and backend.exists(wanted.dest):
+        if not wanted.overwrite and not is_folder(wanted.dest) and backend.exists(wanted.dest):
             raise InputError("dest.exists", "There is something at the destination already.",
                              "Set overwrite to true to replace it, or choose another destination.")
 
-    def _record(self, job_id: str, wanted: Submission, recipe: RecipeLike, request_hash: str | None) -> Job:
+    def _record(self, job_id: str, wanted: Submission, recipe: Recipe, request_hash: str | None) -> Job:
         now = utcnow()
         return Job(id=job_id, project=self.project, preset=wanted.preset, pipeline=recipe.pipeline, recipe=recipe.hash,
                    source=public_uri(wanted.source), dest=public_uri(wanted.dest), inputs=_public_inputs(wanted),
@@ -269,13 +253,11 @@ def _public_inputs(wanted: Submission) -> dict[str, list[dict[str, str]]]:
             for name, items in wanted.inputs.items()}
 
 
-def _webhook(wanted: Submission, recipe: RecipeLike) -> Webhook:
+def _webhook(wanted: Submission, recipe: Recipe) -> Webhook:
     """Which states are posted: what the pipeline's notify stage says. Without one a notify_url is refused."""
     if wanted.notify_url is None:
         return Webhook()
-    for stage in recipe.stages:
-        if stage.name == "notify":
-            states = stage.settings.get("states")
-            return Webhook(states=None if states is None else tuple(JobState(str(state).upper()) for state in states))
-    raise refuse(422, "body.notify_url", "request.no_notify", f"The pipeline {recipe.pipeline} has no notify stage.",
-                 "Add `- notify` to its stages, or leave out notify_url.")
+    if not recipe.notifies:
+        raise refuse(422, "body.notify_url", "request.no_notify", f"The pipeline {recipe.pipeline} has no notify stage.",
+                     "Add `- notify` to its stages, or leave out notify_url.")
+    return Webhook(states=recipe.notify_states)

@@ -1,0 +1,107 @@
+"""Webhooks that are due: in order within a job, side by side across jobs, safe to restart at any moment.
+
+An event stays due until the record says that its receiver accepted it. A crash between the two delivers it once more,
+under the same webhook-id.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from datetime import datetime
+
+from gevent.pool import Pool
+
+from nommerd import lifecycle, logs
+from nommerd.api.view import webhook_json
+from nommerd.errors import ConfigError, InfrastructureError
+from nommerd.job import Event, Job, Key, utcnow
+from nommerd.secrets import Keyring
+from nommerd.store.base import Store, UnknownJob
+from nommerd.webhook import Reply, message_id, next_try
+
+AT_ONCE = 32
+Deliver = Callable[[str, str, bytes, datetime], Reply]  # url, message id, body, now
+
+
+class Deliveries:
+    """`kick` delivers a job's events now if one is due; `run_due` finds the others. `leads` is asked before each."""
+
+    def __init__(self, store: Store, keyring: Keyring, deliver: Deliver, *, max_tries: int, leads: Callable[[], bool],
+                 at_once: int = AT_ONCE) -> None:
+        self._store = store
+        self._keyring = keyring
+        self._deliver = deliver
+        self._max_tries = max_tries
+        self._leads = leads
+        self._pool = Pool(at_once)
+        self._active: set[Key] = set()
+        self._again: set[Key] = set()
+
+    def kick(self, key: Key) -> None:
+        """This job may have an event to deliver. Never waits: when all hands are busy, `run_due` comes back to it."""
+        if key in self._active:
+            self._again.add(key)
+        elif self._leads() and self._pool.free_count() > 0:
+            self._active.add(key)
+            self._pool.spawn(self._work, key)
+
+    def run_due(self, now: datetime) -> int:
+        """Begin what is due, as far as hands are free; returns how many jobs had something due."""
+        free = self._pool.free_count()
+        if not (free and self._leads()):
+            return 0
+        due = self._store.webhooks_due(now.timestamp(), free + len(self._active))
+        for job in due:
+            if job.key not in self._active:
+                self.kick(job.key)
+        return len(due)
+
+    def stop(self, within_seconds: float) -> None:
+        """Let deliveries end for so long, then drop them: they are still due."""
+        self._pool.join(timeout=within_seconds)
+        self._pool.kill(timeout=1)
+
+    def _work(self, key: Key) -> None:
+        try:
+            self._again.add(key)
+            while key in self._again and self._leads():
+                self._again.discard(key)
+                self._deliver_all(key)
+        except UnknownJob:
+            pass
+        except (InfrastructureError, ConfigError) as error:
+            logs.get().warning("webhook.put_off", job=key.id, why=str(error))
+        except Exception:
+            logs.get().exception("webhook.failed", job=key.id)
+        finally:
+            self._active.discard(key)
+            self._again.discard(key)
+
+    def _deliver_all(self, key: Key) -> None:
+        """Deliver this job's events in order until none is left or one has to wait."""
+        job = self._store.get(key)
+        while job.due_events and not _later(job, utcnow()):
+            event = job.due_events[0]
+            reply = self._post(job, event)
+            now = utcnow()
+            if reply.accepted:
+                logs.get().info("webhook.accepted", job=key.id, seq=event.seq, state=event.state.value, status=reply.status)
+                job = self._store.update(key, lifecycle.events_accepted(event.seq))
+                continue
+            again = None if reply.gone else next_try(job.webhook.tries + 1, self._max_tries, reply.retry_after_seconds, now)
+            logs.get().warning("webhook.refused", job=key.id, seq=event.seq, status=reply.status, why=reply.why,
+                               next_at=again.isoformat() if again else None)
+            job = self._store.update(key, lifecycle.event_postponed(event.seq, again))
+
+    def _post(self, job: Job, event: Event) -> Reply:
+        body = json.dumps(webhook_json(job, event), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+        return self._deliver(self._url(job), message_id(job.id, event.seq), body, utcnow())
+
+    def _url(self, job: Job) -> str:
+        hidden = self._keyring.decrypt(job.secrets) if job.secrets else {}
+        return str(hidden.get("notify_url") or job.notify_url)
+
+
+def _later(job: Job, now: datetime) -> bool:
+    return job.webhook.next_at is not None and job.webhook.next_at > now

@@ -1,0 +1,252 @@
+"""The feeder: takes jobs over HTTP, keeps what a crash left from being lost, and tells applications of every change."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import gevent
+from gevent.event import Event
+from gevent.pool import Pool
+
+from nommerd import logs, sqlite
+from nommerd.api.app import Deps, create_app
+from nommerd.api.auth import Gate, Hosts
+from nommerd.api.jobs import Jobs, Recipes
+from nommerd.api.server import Server
+from nommerd.api.waiters import Waiters
+from nommerd.bus import open_bus
+from nommerd.bus.base import Bus, Delivery
+from nommerd.catalog import Catalog, load_stages
+from nommerd.config import Settings
+from nommerd.deliveries import Deliveries
+from nommerd.errors import ConfigError, InfrastructureError, ManyErrors, NommerdError
+from nommerd.job import Job, utcnow
+from nommerd.lease import Leadership, LeaseWatch, this_process
+from nommerd.messages import ChangeMessage
+from nommerd.net.egress import Egress
+from nommerd.secrets import Keyring, Secret, secret_file
+from nommerd.sending import Sending
+from nommerd.storage import build_registry
+from nommerd.storage.base import StorageRegistry
+from nommerd.store import open_store
+from nommerd.store.base import Store
+from nommerd.sweeper import Sweeper
+from nommerd.webhook import deliver, load_or_make_secret
+
+EXIT_CONFIG = 2
+STOP_SECONDS = 5.0  # for running requests, once asked to stop
+LEADER_LEASE_SECONDS = 15.0
+LEAD_SECONDS = 4.0  # between renewals of the leader record
+SWEEP_SECONDS = 1.0
+DUE_SECONDS = 1.0
+MARK_SECONDS = 0.5
+RETENTION_SECONDS = 3600.0
+RETENTION_PAGE = 200
+POLL_SECONDS = 20.0
+CHANGES_AT_ONCE = 32
+BACKOFF_SECONDS = 0.5  # doubled with each failure of a loop in a row
+BACKOFF_MAX_SECONDS = 15.0
+
+
+class Feeder:
+    """One feeder on parts made elsewhere. `start`, `wait`, `stop`; `tokens` are those the API takes."""
+
+    def __init__(self, settings: Settings, *, store: Store, bus: Bus, storage: StorageRegistry, catalog: Catalog,
+                 keyring: Keyring, egress: Egress, tokens: list[Secret], webhook_secret: Secret) -> None:
+        self._settings = settings
+        self._store = store
+        self._bus = bus
+        self._stopping = Event()
+        self._greenlets: list[gevent.Greenlet[..., object]] = []
+        self._acks = Pool(8)
+        me = this_process("feeder")
+        self.leadership = Leadership(store, me, LEADER_LEASE_SECONDS)
+        self.sending = Sending(store, bus)
+        self.waiters = Waiters()
+        self.deliveries = Deliveries(
+            store, keyring, lambda url, id, body, at: deliver(egress, url, webhook_secret, id, body, at),
+            max_tries=settings.webhooks.max_tries, leads=lambda: self.leadership.leads)
+        self.sweeper = Sweeper(store, bus, self.sending, LeaseWatch(me=me), self.changed,
+                               max_attempts=settings.worker.max_attempts,
+                               abandon_after_seconds=settings.jobs.abandon_after_seconds)
+        jobs = Jobs(store=store, sending=self.sending, storage=storage, recipes=Recipes(store, catalog.resolve),
+                    keyring=keyring, check_notify=lambda url: egress.check(url, "webhook"), on_change=self.changed,
+                    waiters=self.waiters)
+        app = create_app(Deps(jobs=jobs, gate=Gate(tokens, Hosts(settings.api.host, settings.api.hosts)), ready=self._ready))
+        self._server = Server(settings.api.host, settings.api.port, app)
+        self._next_retention = time.monotonic()
+
+    # --- life ----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Look after what the last run left, start the loops, listen."""
+        self._attempt("sweep", self._first_sweep)
+        loops: Mapping[str, tuple[Callable[[], None], float]] = {
+            "changes": (self._receive_changes, 0.0),
+            "lead": (lambda: void(self.leadership.tick()), LEAD_SECONDS),
+            "sweep": (self._sweep, SWEEP_SECONDS),
+            "webhooks": (lambda: void(self.deliveries.run_due(utcnow())), DUE_SECONDS),
+            "mark": (lambda: void(self.sending.mark_old()), MARK_SECONDS),
+            "retention": (self._delete_old, 60.0),
+        }
+        self._greenlets = [gevent.spawn(self._loop, name, work, pause) for name, (work, pause) in loops.items()]
+        self._server.start()
+        logs.get().info("feeder.listening", url=self.url)
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        host = str(self._server.server_host)
+        return f"http://{f'[{host}]' if ':' in host else host}:{self._server.server_port}"
+
+    def ask_to_stop(self) -> None:
+        """Only sets a flag: safe in a signal handler."""
+        self._stopping.set()
+
+    def wait(self) -> None:
+        """Until somebody asks to stop."""
+        self._stopping.wait()
+
+    def stop(self) -> None:
+        """Stop listening, let running requests end, let go of everything but store and bus."""
+        self._stopping.set()
+        self.waiters.close()
+        self._bus.changes.interrupt()
+        self._server.finish(STOP_SECONDS)
+        self.deliveries.stop(0.5)
+        self._acks.join(timeout=0.5)
+        gevent.joinall(self._greenlets, timeout=0.5)
+        gevent.killall(self._greenlets, timeout=1)
+        self.leadership.resign()
+        logs.get().info("feeder.stopped")
+
+    # --- loops ---------------------------------------------------------------------------------------------------
+
+    def _loop(self, name: str, work: Callable[[], None], pause_seconds: float) -> None:
+        """Again and again; a failure is logged, and the loop goes on after a while that grows with failures in a row."""
+        failures = 0
+        while not self._stopping.is_set():
+            failures = 0 if self._attempt(name, work) else failures + 1
+            wait = min(BACKOFF_SECONDS * 2 ** min(failures - 1, 10), BACKOFF_MAX_SECONDS) if failures else pause_seconds
+            if wait:
+                self._stopping.wait(wait)
+
+    def _attempt(self, name: str, work: Callable[[], None]) -> bool:
+        try:
+            work()
+            return True
+        except InfrastructureError as error:
+            logs.get().warning("loop.unavailable", loop=name, why=str(error))
+        except Exception:
+            logs.get().exception("loop.failed", loop=name)
+        return False
+
+    def _receive_changes(self) -> None:
+        for delivery in self._bus.changes.receive(CHANGES_AT_ONCE, POLL_SECONDS):
+            message = delivery.message
+            if isinstance(message, ChangeMessage):
+                self.waiters.wake(message.key)
+                self.deliveries.kick(message.key)
+            self._acks.spawn(self._attempt, "changes", _acknowledge(delivery))
+
+    def _first_sweep(self) -> None:
+        if self.leadership.tick():
+            self._tell(starting=True)
+
+    def _sweep(self) -> None:
+        if self.leadership.leads:
+            self._tell(starting=False)
+
+    def _tell(self, starting: bool) -> None:
+        swept = self.sweeper.sweep(utcnow(), starting)
+        if swept:
+            logs.get().info("swept", starting=starting, broken=len(swept.broken), sent=len(swept.sent),
+                            abandoned=len(swept.abandoned), dead_letters=swept.dead_letters)
+
+    def _delete_old(self) -> None:
+        if not self.leadership.leads or time.monotonic() < self._next_retention:
+            return
+        before = utcnow() - timedelta(days=self._settings.jobs.keep_finished_days)
+        deleted = 0
+        while not self._stopping.is_set():
+            page = self._store.delete_finals(before, RETENTION_PAGE)
+            deleted += page
+            if page < RETENTION_PAGE:
+                break
+            gevent.sleep(0.05)  # others write too
+        self._next_retention = time.monotonic() + RETENTION_SECONDS
+        if deleted:
+            logs.get().info("jobs.deleted", count=deleted)
+
+    # --- for the API ---------------------------------------------------------------------------------------------
+
+    def changed(self, job: Job) -> None:
+        """This feeder changed the job's state: tell who waits here, and other feeders by a hint."""
+        self.waiters.wake(job.key)
+        self.deliveries.kick(job.key)
+        self.sending.announce(job)
+
+    def _ready(self) -> None:
+        if self._stopping.is_set():
+            raise InfrastructureError("node.stopping", "The feeder is stopping.")
+        self._store.ping()
+
+
+def void(_: object) -> None:
+    """For loops whose work returns something."""
+
+
+def _acknowledge(delivery: Delivery) -> Callable[[], None]:
+    return lambda: void(delivery.ack())
+
+
+def main(settings: Settings) -> int:
+    """Run a feeder until SIGTERM or SIGINT. 0 when it stopped, 2 for a configuration that must be changed."""
+    try:
+        return _run(settings)
+    except (ConfigError, ManyErrors) as error:
+        print(error, file=sys.stderr, flush=True)
+        return EXIT_CONFIG
+    except NommerdError as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+
+
+def _run(settings: Settings) -> int:
+    with ExitStack() as stack:
+        feeder = _assemble(settings, stack)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            gevent.signal_handler(number, feeder.ask_to_stop)
+        feeder.start()
+        feeder.wait()
+        feeder.stop()
+    return 0
+
+
+def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
+    """The feeder that the settings describe; what must be closed goes on the stack. Makes missing secrets."""
+    data = settings.data_dir
+    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if urlsplit(settings.store).scheme == "sqlite":
+        stack.callback(sqlite.exclusive(settings.database_path(settings.store)).close)
+    catalog = Catalog(settings.paths.pipelines, settings.paths.presets, load_stages(settings.stages))
+    if catalog.errors:
+        raise ManyErrors(catalog.errors)
+    egress = Egress(settings.net.allow_networks)
+    keyring = Keyring.load_or_make(data, settings.secrets.keys, make=True)
+    token = secret_file(settings.token_file, make=True)
+    signing = load_or_make_secret(settings.webhook_secret_file, settings.webhooks.secret, make=True)
+    logs.register(token, signing, *keyring.keys)
+    storage = build_registry(settings.storage.file_roots, egress, settings.storage.max_source_bytes, settings.storage.backends)
+    store = open_store(settings.store, data)
+    stack.callback(store.close)
+    bus = open_bus(settings.bus, data)
+    stack.callback(bus.close)
+    return Feeder(settings, store=store, bus=bus, storage=storage, catalog=catalog, keyring=keyring, egress=egress,
+                  tokens=[token], webhook_secret=signing)
