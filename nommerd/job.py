@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import secrets as random
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -243,12 +245,23 @@ class Job:
             return None
         return self.webhook.next_at.timestamp() if self.webhook.next_at else 0.0
 
+    def fitted(self) -> Job:
+        """The record without its least needed details, as many as must go for RECORD_BYTES_MAX: a job must always be able
+        to end, however long its history and its errors are."""
+        job = self
+        for shorten in _SHORTENINGS:
+            if len(_ADAPTER.dump_json(job)) <= RECORD_BYTES_MAX:
+                break
+            job = shorten(job)
+        return job
+
     def encode(self) -> bytes:
         """JSON, at most RECORD_BYTES_MAX."""
         body = _ADAPTER.dump_json(self)
         if len(body) > RECORD_BYTES_MAX:
-            raise InfrastructureError("internal.record_too_large", f"The record of job {self.id} would take {len(body)} bytes; "
-                                      f"at most {RECORD_BYTES_MAX} fit.", retryable=False)
+            raise InfrastructureError("internal.record_too_large",
+                                      f"The record of job {self.id} would take {len(body)} of {RECORD_BYTES_MAX} bytes.",
+                                      retryable=False)
         return body
 
     @staticmethod
@@ -262,6 +275,53 @@ class Job:
 
 
 _ADAPTER = TypeAdapter(Job)
+
+
+def _undue_events_dropped(job: Job) -> Job:
+    return replace(job, events=job.due_events or job.events[-1:])
+
+
+def _attempts_shortened(job: Job) -> Job:
+    last = job.attempts[-3:]
+    return replace(job, attempts=tuple(replace(a, why=a.why and clipped(a.why, 100)) for a in last))
+
+
+def _problems_clipped(job: Job) -> Job:
+    return replace(job, error=job.error and _clipped(job.error), warnings=tuple(map(_clipped, job.warnings)))
+
+
+def _warnings_dropped(job: Job) -> Job:
+    return replace(job, warnings=job.warnings[:1])
+
+
+def _probes_dropped(job: Job) -> Job:
+    return replace(job, staged=tuple(replace(s, probe={}) for s in job.staged),
+                   outputs=tuple(replace(o, probe={}) for o in job.outputs))
+
+
+def _due_events_coalesced(job: Job) -> Job:
+    return replace(job, events=job.events[-4:])
+
+
+_SHORTENINGS: tuple[Callable[[Job], Job], ...] = (
+    _undue_events_dropped, _attempts_shortened, _problems_clipped, _warnings_dropped, _probes_dropped, _due_events_coalesced)
+
+
+def _clipped(problem: Problem) -> Problem:
+    return replace(problem, code=clipped(problem.code, 60), message=clipped(problem.message, 300),
+                   hint=clipped(problem.hint, 150), stage=problem.stage and clipped(problem.stage, 60))
+
+
+def clipped(text: str, bytes_max: int) -> str:
+    """The text, its end replaced by an ellipsis where it takes more bytes than that as JSON."""
+    if len(json.dumps(text, ensure_ascii=False).encode(errors="replace")) <= bytes_max:
+        return text
+    room, kept = bytes_max - 5, 0
+    for kept, character in enumerate(text):  # noqa: B007
+        room -= len(json.dumps(character, ensure_ascii=False).encode(errors="replace")) - 2
+        if room < 0:
+            break
+    return text[:kept] + "…"
 
 
 def utcnow() -> datetime:

@@ -17,6 +17,7 @@ from nommerd.errors import InfrastructureError
 from nommerd.job import Job, JobState, Key, Owner, new_id, utcnow
 from nommerd.lifecycle import Change
 
+RECIPE_GRACE_SECONDS = 3600.0
 UPDATE_TRIES = 8  # of one change, over mismatches and unavailable moments together
 BACKOFF_SECONDS = 0.05  # doubled at each try, with jitter
 
@@ -126,7 +127,8 @@ class Store(ABC):
 
     @abstractmethod
     def delete_finals(self, finished_before: datetime, limit: int) -> int:
-        """Delete final jobs that ended before then, and recipes no job names any longer. Returns how many jobs."""
+        """Delete final jobs that ended before then, and recipes no job names any longer; returns how many jobs. Recipes
+        stored in the last RECIPE_GRACE_SECONDS stay: they are written before their jobs."""
 
     @abstractmethod
     def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
@@ -180,7 +182,7 @@ class Store(ABC):
                 changed = change(job)
                 if changed is job:
                     return job
-                changed = replace(changed, version=job.version + 1, write_id=write_id, updated=utcnow())
+                changed = replace(changed, version=job.version + 1, write_id=write_id, updated=utcnow()).fitted()
                 self.swap(changed, job.version)
                 return changed
             except (Conflict, StoreUnavailable) as error:

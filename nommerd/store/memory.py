@@ -10,10 +10,18 @@ from dataclasses import replace
 from datetime import datetime
 
 from nommerd.job import Job, JobState, Key
-from nommerd.store.base import Conflict, JobExists, JobPage, JobQuery, Leader, Store, UnknownJob, WorkerRecord
+from nommerd.store.base import (
+    RECIPE_GRACE_SECONDS,
+    Conflict,
+    JobExists,
+    JobPage,
+    JobQuery,
+    Leader,
+    Store,
+    UnknownJob,
+    WorkerRecord,
+)
 from nommerd.store.cursor import Cursor
-
-RECIPE_GRACE_SECONDS = 3600.0  # a recipe stored this recently stays: its job may be about to come
 
 
 class MemoryStore(Store):

@@ -15,6 +15,7 @@ from nommerd.job import Job, JobState, Key
 from nommerd.sqlite import Database, DatabaseUnavailable
 from nommerd.store import listing
 from nommerd.store.base import (
+    RECIPE_GRACE_SECONDS,
     Conflict,
     JobExists,
     JobPage,
@@ -26,7 +27,6 @@ from nommerd.store.base import (
     WorkerRecord,
 )
 from nommerd.store.cursor import Cursor, microseconds
-from nommerd.store.memory import RECIPE_GRACE_SECONDS
 
 T = TypeVar("T")
 _WORKER = TypeAdapter(WorkerRecord)

@@ -1,0 +1,59 @@
+"""The backends that each contract suite runs on. A new backend is one more entry here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nommerd.bus import open_bus
+from nommerd.bus.base import Bus, Queue
+from nommerd.bus.memory import MemoryBus
+from nommerd.sqlite import Database
+from nommerd.store.base import RECIPE_GRACE_SECONDS, Store
+from nommerd.store.memory import MemoryStore
+from nommerd.store.sqlite import SqliteStore
+
+OpenStore = Callable[..., Store]
+STORES: dict[str, OpenStore] = {
+    "memory": lambda folder, grace=RECIPE_GRACE_SECONDS: MemoryStore(grace),
+    "sqlite": lambda folder, grace=RECIPE_GRACE_SECONDS: SqliteStore(Database.open(folder / "nommerd.db"), grace),
+}
+BUSES: dict[str, Callable[[Path], Bus]] = {
+    "memory": lambda folder: MemoryBus(),
+    "sqlite": lambda folder: open_bus("sqlite:///nommerd.db", folder),
+}
+
+
+@pytest.fixture(params=STORES)
+def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenStore]:
+    """Opens an empty store of the backend; `grace` is how long recipes without jobs are kept."""
+    opened: list[Store] = []
+
+    def make(**options: Any) -> Store:
+        opened.append(STORES[request.param](tmp_path, **options))
+        return opened[-1]
+
+    yield make
+    for store in opened:
+        store.close()
+
+
+@pytest.fixture
+def store(open_store: OpenStore) -> Store:
+    return open_store()
+
+
+@pytest.fixture(params=BUSES)
+def bus(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bus]:
+    opened = BUSES[request.param](tmp_path)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def send_text(bus: Bus) -> Callable[[Queue, str], None]:
+    """Puts bytes that no version of ours wrote into a queue."""
+    return lambda queue, text: queue._put(text, 1)  # type: ignore[attr-defined]
