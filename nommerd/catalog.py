@@ -181,6 +181,7 @@ class Catalog:
             faults.errors += many.errors
         except ConfigError as error:
             faults.errors.append(error)
+        faults.sort()
         if faults.errors:
             self.errors += faults.errors
             self._broken[kind, name] = faults.errors

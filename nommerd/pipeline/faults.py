@@ -41,6 +41,8 @@ class Complaint:
     hint: str
     code: str
 
+_AT_KEY = frozenset({"unknown_key", "not_yet_supported", "bad_name"})
+
 
 def validate(model: type[M], node: Node, faults: Faults, path: str = "") -> M | None:
     """The tree as a model; None if it has faults, which are then in `faults`. `path` is where `node` stands."""
@@ -62,7 +64,8 @@ def sentence(path: str, complaint: Complaint) -> str:
     """`stages[1].ffmpeg.crf: expected …`"""
     for step in complaint.at:
         path = joined(path, step)
-    return f"{path or 'The document'}: {complaint.message}."
+    end = "" if complaint.message.endswith("?") else "."
+    return f"{path or 'The document'}: {complaint.message}{end}"
 
 
 def _complaints(model: type[BaseModel], node: Node, error: ValidationError) -> Iterator[Complaint]:
@@ -74,7 +77,7 @@ def _complaints(model: type[BaseModel], node: Node, error: ValidationError) -> I
         deeper = any(len(other) > len(at) and other[: len(at)] == at for other in found)
         others = [detail for detail in details if detail["type"] not in _KINDS]
         for detail in _distinct(others):
-            code = _CODES.get(detail["type"], "bad_setting")
+            code = "bad_name" if detail["loc"][-1:] == ("[key]",) else _CODES.get(detail["type"], "bad_setting")
             yield Complaint(at, _place(node, at, code), *_words(model, node, at, detail), code)
         if not others and not deeper:
             yield Complaint(at, _place(node, at, WRONG_TYPE), _wrong_kind(node.get(*at), details), "", WRONG_TYPE)
@@ -107,7 +110,7 @@ def _place(node: Node, at: Path, code: str) -> str:
     found = node.get(*at)
     if found is None:
         return (node.get(*at[:-1]) or node).place
-    return found.key_place if code in ("unknown_key", "not_yet_supported") and at and isinstance(at[-1], str) else found.place
+    return found.key_place if code in _AT_KEY and at and isinstance(at[-1], str) else found.place
 
 
 def _words(model: type[BaseModel], node: Node, at: Path, detail: ErrorDetails) -> tuple[str, str]:

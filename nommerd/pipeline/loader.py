@@ -32,6 +32,7 @@ _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _OCTAL = re.compile(r"0o[0-7]+")
 _HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
+_LINE = re.compile(r":([0-9]+):([0-9]+)$")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS: dict[str, Scalar] = {
@@ -96,8 +97,13 @@ class Faults:
         if len(self.errors) < FAULTS_MAX and str(error) not in map(str, self.errors):
             self.errors.append(error)
 
+    def sort(self) -> None:
+        """In the order of the document, where places have lines."""
+        self.errors.sort(key=lambda error: [(int(line), int(column)) for line, column in _LINE.findall(error.place or "")])
+
     def check(self) -> None:
-        """Raise what was found: the error itself if it is one, ManyErrors if there are more."""
+        """Raise what was found: the error itself if it is one, ManyErrors if there are more, from top to bottom."""
+        self.sort()
         if self.errors:
             raise self.errors[0] if len(self.errors) == 1 else ManyErrors(self.errors)
 

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from nommerd.media.units import parse_bitrate, parse_duration
 from nommerd.pipeline.loader import Faults, Node
 
 ParamType = Literal["integer", "number", "string", "boolean", "bitrate", "duration", "choice"]
 Value = str | int | float | bool
-ParamName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")]
+PARAM_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,63}$"
 
 TEXT_MAX = 1000  # characters in a string param
 RUNTIME_NAMES = frozenset({"source.stem", "rendition.name", "n"})  # known only at run time, in `output`
@@ -31,6 +31,22 @@ _BITRATE = re.compile(r"[0-9]+(\.[0-9]+)?[kKM]?")
 _DURATION = re.compile(r"[0-9]+(\.[0-9]+)?(ms|s)?|([0-9]+:)?[0-9]+:[0-5]?[0-9](\.[0-9]+)?")
 _CONTROL = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _DOLLAR = re.compile(r"\$(?:(?P<escaped>\$)|\{(?P<braced>[^{}$]*)\}|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<bad>))")
+
+
+def name_check(pattern: str, words: str) -> Callable[[str], str]:
+    """A validator that says what a name is made of instead of showing a pattern."""
+    def check(name: str) -> str:
+        if not re.fullmatch(pattern, name):
+            raise ValueError(f"{describe(name)} is no name here: {words}")
+        return name
+
+    return check
+
+
+ParamName = Annotated[
+    str, AfterValidator(name_check(PARAM_PATTERN, "letters, digits and `_`, at most 64, no digit in front")),
+    WithJsonSchema({"type": "string", "pattern": PARAM_PATTERN}),
+]
 
 
 class ParamSpec(BaseModel):

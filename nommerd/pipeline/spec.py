@@ -10,18 +10,32 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from nommerd.pipeline.faults import WRONG_TYPE, Complaint, inspect, sentence, validate
 from nommerd.pipeline.loader import Faults, Node
-from nommerd.pipeline.params import ParamName, ParamSpec, Use, Value, check_spec, describe, known_hint, samples, substitute
+from nommerd.pipeline.params import (
+    ParamName,
+    ParamSpec,
+    Use,
+    Value,
+    check_spec,
+    describe,
+    known_hint,
+    name_check,
+    samples,
+    substitute,
+)
 from nommerd.pipeline.stage import Stage
 from nommerd.secrets import has_secret
 
 Origin = Literal["disk", "api"]
 Registry = Mapping[str, type[Stage]]
 NAME_PATTERN = r"^[a-z0-9][a-z0-9._-]{0,63}$"
-Name = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+Name = Annotated[
+    str, AfterValidator(name_check(NAME_PATTERN, "lower-case letters and digits, then also `.`, `_` and `-`, at most 64")),
+    WithJsonSchema({"type": "string", "pattern": NAME_PATTERN}),
+]
 LATER = frozenset({"package", "thumbnails", "sprite"})  # stages whose names are kept
 STAGES_MAX = 64
 
@@ -271,6 +285,9 @@ def _check_declarations(document: PipelineDocument, node: Node, faults: Faults) 
 
 
 def _check_settings(pipeline: Pipeline, registry: Registry, faults: Faults) -> None:
-    for finding in try_samples(pipeline, {}, registry, faults):
-        faults.add(finding.complaint.code, finding.message, finding.complaint.hint, finding.complaint.place)
+    findings = try_samples(pipeline, {}, registry, faults)
+    reported = {error.place for error in faults.errors}
+    for finding in findings:
+        if finding.complaint.place not in reported:  # not twice: an unknown $name fits no setting
+            faults.add(finding.complaint.code, finding.message, finding.complaint.hint, finding.complaint.place)
 
