@@ -84,6 +84,10 @@ class Lease:
         return self._owner
 
     @property
+    def seconds(self) -> float:
+        return self._seconds
+
+    @property
     def deadline(self) -> float:
         """When, on the lease's clock, the work must have stopped if no renewal succeeds until then."""
         return self._sent + self._seconds * (1 - MARGIN)
@@ -101,6 +105,16 @@ class Lease:
         """Renew no more. The record stays as it is: settling is the worker's."""
         self._over.set()
         gevent.killall(self._greenlets, timeout=1.0)
+
+    def settle(self, change: Change, tries: int) -> Job:
+        """The last write under this lease, whatever the clock says: the record itself tells whether the job is still ours.
+
+        Raises Fenced or UnknownJob if it is not, StoreUnavailable after `tries`. Nothing is renewed afterwards.
+        """
+        with self._writing:
+            job = self._store.update(self._key, change, tries=tries)
+            self._over.set()
+        return job
 
     def __enter__(self) -> Lease:
         self.start()
@@ -212,11 +226,18 @@ class Lease:
         if self.expired:
             return
         with self._writing:
+            if self._over.is_set():
+                return
             self._write_once(self._renewal())
             self._reported, self._reported_at = self._news, self._clock()
         self._on_renewal()
 
     def _poll(self) -> None:
+        with self._writing:
+            if not self._over.is_set():
+                self._read()
+
+    def _read(self) -> None:
         try:
             job = self._store.get(self._key)
         except UnknownJob:
