@@ -33,6 +33,7 @@ from nommerd.media.watchdog import GENTLE, Body, Lines, OnLine, Sink, Tail, Watc
 TICK_SECONDS = 0.1  # how often a program is looked at: half of what a stop may take
 GRACE_SECONDS = 1.0  # between SIGTERM and SIGKILL, for a program that stalled or timed out
 UNKILLABLE_SECONDS = 60.0  # a program that SIGKILL does not end (a dead network disk) is given up after this long
+BURY_SECONDS = 5.0
 STDERR_BYTES = 8192
 CHUNK_BYTES = 65536
 OOM_SCORE = 500  # the kernel takes an encoder for the culprit before it takes the worker
@@ -44,6 +45,7 @@ PR_SET_PDEATHSIG = 1
 logging.getLogger("sh").setLevel(logging.WARNING)  # it logs argument lists and output
 runtime.arrange_sh(sh)
 _prctl = ctypes.CDLL(None, use_errno=True).prctl  # looked up here: a forked child should not load anything
+_prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -182,7 +184,7 @@ class _Child:
         self.started.wait()
         if self.command is not None:
             self.signal_group(signal.SIGKILL)
-            self.ended.wait(UNKILLABLE_SECONDS)
+            self.ended.wait(BURY_SECONDS)
 
     def moved(self) -> int:
         """How many bytes the program has read and written, 0 where that cannot be seen."""
@@ -210,7 +212,7 @@ def _supervise(child: _Child, stop: Stop, watch: Watch, out: Sink) -> Exit:
         child.bury()
     if out.error is not None:
         raise out.error
-    return child.exit(why)
+    return child.exit(why or (Why.FLOODED if out.flooded else None))
 
 
 def _until_ended(child: _Child, stop: Stop, watch: Watch, out: Sink) -> Why | None:
@@ -227,7 +229,7 @@ def _until_ended(child: _Child, stop: Stop, watch: Watch, out: Sink) -> Why | No
             if why is not None:
                 child.signal_group(signal.SIGTERM if why in GENTLE else signal.SIGKILL)
                 kill_at = now + (GRACE_SECONDS if why in GENTLE else 0.0)
-        elif now >= kill_at:
+        elif now >= kill_at or stop.is_set():
             child.signal_group(signal.SIGKILL)
             _give_up_after(kill_at + UNKILLABLE_SECONDS, now, child)
         before = now

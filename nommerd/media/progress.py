@@ -25,22 +25,18 @@ class Progress:
     drop: int | None = None
     done: bool = False  # ffmpeg's last block; says nothing about success
 
-    def beyond(self, other: Progress) -> bool:
-        """Something moved since `other`."""
-        return (self.done or (self.frame or 0) > (other.frame or 0) or (self.out_seconds or 0.0) > (other.out_seconds or 0.0)
-                or (self.bytes or 0) > (other.bytes or 0))
-
 
 class ProgressReader:
     """Takes ffmpeg's lines one by one.
 
-    `last` is the newest whole block; `advanced` says whether the line fed last completed a block
-    that shows more than every block before: what a watchdog wants to know (ffmpeg prints blocks even when it is stuck).
+    `last` is the newest whole block; `advanced` says whether the line fed last completed a block that shows more than every
+    block before it: what a watchdog wants to know (ffmpeg prints blocks even when it is stuck).
     """
 
     def __init__(self) -> None:
         self.last = Progress()
         self.advanced = False
+        self._furthest: tuple[float, ...] = (0, 0.0, 0)  # frames, seconds, bytes
         self._values: dict[str, str] = {}
 
     def feed(self, line: str) -> Progress | None:
@@ -54,8 +50,10 @@ class ProgressReader:
             return None
         block = _block(self._values)
         self._values = {}
-        self.advanced = block.beyond(self.last)
         self.last = block
+        furthest = (block.frame or 0, block.out_seconds or 0.0, block.bytes or 0)
+        self.advanced = block.done or any(now > before for now, before in zip(furthest, self._furthest, strict=True))
+        self._furthest = tuple(map(max, furthest, self._furthest))
         return block
 
 
