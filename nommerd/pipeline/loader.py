@@ -164,11 +164,15 @@ def _from_value(value: Any, path: str, depth: int, faults: Faults) -> Node:
         return Node([_from_value(v, joined(path, i), depth + 1, faults) for i, v in enumerate(value)], path, path)
     if isinstance(value, str):
         _check_text(value, path, faults, "bad_value")
-    elif isinstance(value, int | float) and (not math.isfinite(value) or abs(value) > INTEGER_MAX):
-        faults.add("bad_value", "A number out of range.", f"At most {INTEGER_MAX}.", path)
+    elif isinstance(value, int | float) and not _in_range(value):
+        faults.add("bad_value", "A number out of range.", place=path)
     elif value is not None and not isinstance(value, int | float):
         faults.add("bad_value", f"{type(value).__name__} is no JSON value.", place=path)
     return Node(value, path, path)
+
+
+def _in_range(number: int | float) -> bool:
+    return math.isfinite(number) if isinstance(number, float) else abs(number) <= INTEGER_MAX
 
 
 def _check_text(text: str, place: str, faults: Faults, code: str) -> None:
@@ -346,7 +350,7 @@ def plain_scalar(text: str) -> Scalar:
     for pattern, read in _NUMBERS:
         if pattern.fullmatch(text) and not _LEADING_ZERO.fullmatch(text):
             number = read(text) if len(text) < 400 else math.inf
-            if not math.isfinite(number) or abs(number) > INTEGER_MAX:
+            if not _in_range(number):
                 raise ValueError(f"The number {text[:24]}{'…' if len(text) > 24 else ''} is out of range.")
             return number
     return text
