@@ -196,3 +196,14 @@ def _default_maps(one: RawPass) -> tuple[str, ...]:
 
 def _flat(options: Sequence[Option]) -> tuple[str, ...]:
     return tuple(part for name, value in options for part in ((f"-{name}",) if value is None else (f"-{name}", value)))
+
+
+# --- copies -------------------------------------------------------------------------------------------------------
+
+
+def fast_start(job: Job, total_seconds: float | None) -> Command:
+    """Copy every track of an MP4 or MOV into one whose index comes first. Time code tracks are made anew from the tags."""
+    muxer = next((muxer for muxer, extension in OUTPUTS.values() if job.output.suffix == f".{extension}"), "mp4")
+    argv = (*_head(job), *_input(job, ()), "-map", "0:v?", "-map", "0:a?", "-map", "0:s?", "-c", "copy", "-map_metadata", "0",
+            "-movflags", "+faststart", *OUTPUT_PROTOCOLS, "-f", muxer, f"file:{job.output}")
+    return Command(stage=job.stage, label="fast start", argv=argv, output=job.output, total_seconds=total_seconds)

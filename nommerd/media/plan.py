@@ -119,7 +119,7 @@ def resolve(wanted: Wanted, source: Probe, can: Binaries, source_name: str) -> P
     fast = wanted.container in FAST_START_CONTAINERS and wanted.output.faststart is not False
     expect = Expectation(
         source_name=source_name, streams=(*(video.expect if video is not None else ()), *(a.expect for a in audio)),
-        duration_seconds=total, duration_certain=not source.duration_estimated, fast_start=fast,
+        duration_seconds=total, duration_certain=total is not None and not source.duration_estimated, fast_start=fast,
         frame_seconds=float(1 / rate) if rate else _frame_seconds(pictures),
         copied=any(p is not None and p.codec == "copy" for p in (wanted.video, wanted.audio)))
     metadata = wanted.metadata

@@ -223,7 +223,8 @@ def _probe(document: dict[str, Any], path: Path, size: int, *, estimated: bool) 
     container = formats.container_name(str(about.get("format_name", "")), tags.get("major_brand"))
     return Probe(path=path, container=container, size=size, duration_seconds=_seconds(about.get("duration")),
                  duration_estimated=estimated or container in formats.ESTIMATED_CONTAINERS,
-                 bit_rate=_int(about.get("bit_rate")), tags=tags, streams=tuple(_stream(one) for one in document.get("streams", ())))
+                 bit_rate=_int(about.get("bit_rate")), tags=tags,
+                 streams=tuple(_stream(one) for one in document.get("streams", ())))
 
 
 def _stream(one: dict[str, Any]) -> StreamInfo:

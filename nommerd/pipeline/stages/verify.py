@@ -1,0 +1,38 @@
+"""`verify`: holds every output that was not looked at yet to what its stage promised. It also runs before each upload."""
+
+from __future__ import annotations
+
+from nommerd.media.verify import Decode, Expectation, verify_file
+from nommerd.pipeline.context import Context
+from nommerd.pipeline.stage import Stage, StageSettings
+
+
+class VerifySettings(StageSettings):
+    """How deep: the key frames, or every frame (about a tenth of an encode's time)."""
+
+    decode: Decode = "key_frames"
+
+
+class Verify(Stage):
+    """Without an output of its own."""
+
+    name = "verify"
+    Settings = VerifySettings
+    state = None
+    weight = 0.1
+
+    def run(self, context: Context) -> None:
+        verify_outputs(context, self.settings.decode)
+
+
+def verify_outputs(context: Context, decode: Decode = "key_frames") -> None:
+    """Verify what is to be published and was not verified yet. Raises what verify_file raises; warnings go to the job."""
+    for file in context.unpublished:
+        if file.verified:
+            continue
+        context.stop.check()
+        found, warnings = verify_file(context.binaries, file.path, file.expect or Expectation(), file.frames, context.stop,
+                                      decode=decode, stall_seconds=context.stall_seconds)
+        for code, message, hint in warnings:
+            context.warn(code, message, hint)
+        file.probe, file.verified = found, True
