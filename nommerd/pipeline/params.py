@@ -65,11 +65,11 @@ class ParamSpec(BaseModel):
 
 def accept(spec: ParamSpec, value: Any) -> Value:
     """The value, if it is one this param takes. Raises ValueError that says what would be right. `true` is not 1."""
-    size = _size(spec, value)
     if spec.type == "choice":
         if not any(type(value) is type(choice) and value == choice for choice in spec.choices):
             raise ValueError(f"expected {one_of(spec.choices)}, got {describe(value)}{meant(value, spec.choices)}")
         return value  # type: ignore[no-any-return]
+    size = _size(spec, value)
     unit = " characters" if spec.type == "string" else ""
     if spec.min is not None and size < _bound(spec, spec.min):
         raise ValueError(f"must be at least {spec.min}{unit}, got {describe(value)}")
@@ -314,7 +314,7 @@ def _size(spec: ParamSpec, value: Any) -> float:
 
 _KINDS: dict[str, tuple[str, tuple[type, ...]]] = {
     "integer": ("a whole number", (int,)), "number": ("a number", (int, float)), "boolean": ("true or false", (bool,)),
-    "string": ("a text", (str,)), "choice": ("a text or a number", (str, int, float, bool)),
+    "string": ("a text", (str,)),
 }
 
 

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from nommerd.errors import ConfigError, InputError, ManyErrors, NommerdError
 from nommerd.pipeline.loader import BYTES_MAX, DEPTH_MAX, FAULTS_MAX, Node, load_value, load_yaml, plain_scalar, walk
 
-TEXTS = (
-    "NO no on off yes y 1:30 16:9 1:02:03.5 017 00 -08 2026-01-31 2026-01-31T10:00:00Z 1_000 0b11 0o18 0xZZ 1e + . 1.2.3 2500k "
-    "10% = tRue nULL infinity nan"
-).split()
+TEXTS = [
+    "NO", "no", "on", "off", "yes", "y", "1:30", "16:9", "1:02:03.5", "017", "00", "-08", "2026-01-31",
+    "2026-01-31T10:00:00Z", "1_000", "0b11", "0o18", "0xZZ", "1e", "+", ".", "1.2.3", "2500k", "10%", "=", "tRue",
+    "nULL", "infinity", "nan",
+]
 VALUES = [
     ("true", True), ("False", False), ("null", None), ("~", None), ("", None), ("0", 0), ("-0", 0), ("+7", 7), ("720", 720),
     ("0o17", 15), ("0x1F", 31), ("1.5", 1.5), (".5", 0.5), ("1.", 1.0), ("-1e3", -1000.0), ("29.97", 29.97),
