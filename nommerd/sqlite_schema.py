@@ -13,7 +13,7 @@ WAL_KEPT_BYTES = 64 * 1024 * 1024
 
 MIGRATIONS: tuple[str, ...] = (
     # 1. Times of jobs are whole microseconds since the epoch, those of messages and due dates are seconds.
-    # The label rows repeat state and created, so that any mix of labels and states reads along one index.
+    # The label rows repeat what else is searched for, so that any mix of labels and other filters reads along one index.
     """
     CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 
@@ -33,7 +33,7 @@ MIGRATIONS: tuple[str, ...] = (
 
     CREATE TABLE labels (
         project TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL, state TEXT NOT NULL, created INTEGER NOT NULL,
-        id TEXT NOT NULL,
+        id TEXT NOT NULL, preset TEXT, error_code TEXT,
         PRIMARY KEY (project, name, value, state, created, id)) WITHOUT ROWID;
 
     CREATE TABLE progress (

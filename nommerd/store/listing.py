@@ -23,45 +23,42 @@ def select(query: JobQuery) -> tuple[str, list[Any]]:
     union = " UNION ALL ".join(f"SELECT * FROM ({sql})" for sql, _ in parts)
     arguments = [value for _, values in parts for value in values]
     return (f"SELECT {COLUMNS} FROM (SELECT * FROM ({union}) ORDER BY created DESC, id DESC LIMIT ?) page "
-            f"CROSS JOIN jobs j ON j.rowid = page.place {WITH_PROGRESS} ORDER BY page.created DESC, page.id DESC",
-            [*arguments, query.limit + 1])
+            f"CROSS JOIN jobs j ON j.project = ? AND j.id = page.id {WITH_PROGRESS} ORDER BY page.created DESC, page.id DESC",
+            [*arguments, query.limit + 1, query.project])
 
 
 def _part(query: JobQuery, state: JobState | None) -> tuple[str, list[Any]]:
-    source, keys, where, arguments = _labelled(query) if query.labels else _plain(query, state)
-    if state is not None:
-        where.append(f"{keys}.state = ?")
-        arguments.append(state)
-    for column, value in (("preset", query.preset), ("error_code", query.error_code)):
+    source, where, arguments = _labelled(query) if query.labels else _plain(query, state)
+    for column, value in (("state", state), ("preset", query.preset), ("error_code", query.error_code)):
         if value is not None:
-            where.append(f"j.{column} = ?")
+            where.append(f"k.{column} = ?")
             arguments.append(value)
     if query.since is not None:
-        where.append(f"{keys}.created >= ?")
+        where.append("k.created >= ?")
         arguments.append(microseconds(query.since))
     if query.cursor is not None:
-        where.append(f"({keys}.created, {keys}.id) < (?, ?)")
+        where.append("(k.created, k.id) < (?, ?)")
         arguments.extend(Cursor.decode(query.cursor))
-    return (f"SELECT j.rowid AS place, {keys}.created AS created, {keys}.id AS id FROM {source} WHERE {' AND '.join(where)} "
-            f"ORDER BY {keys}.created DESC, {keys}.id DESC LIMIT ?", [*arguments, query.limit + 1])
+    return (f"SELECT k.created AS created, k.id AS id FROM {source} WHERE {' AND '.join(where)} "
+            "ORDER BY k.created DESC, k.id DESC LIMIT ?", [*arguments, query.limit + 1])
 
 
-def _plain(query: JobQuery, state: JobState | None) -> tuple[str, str, list[str], list[Any]]:
+def _plain(query: JobQuery, state: JobState | None) -> tuple[str, list[str], list[Any]]:
     if state is not None:
         index = "jobs_by_state"
     elif query.error_code is not None:
         index = "jobs_by_error"
     else:
         index = "jobs_by_created" if query.preset is None else "jobs_by_preset"
-    return f"jobs j INDEXED BY {index}", "j", ["j.project = ?"], [query.project]
+    return f"jobs k INDEXED BY {index}", ["k.project = ?"], [query.project]
 
 
-def _labelled(query: JobQuery) -> tuple[str, str, list[str], list[Any]]:
+def _labelled(query: JobQuery) -> tuple[str, list[str], list[Any]]:
     (name, value), *others = sorted(query.labels.items())
-    where = ["l.project = ? AND l.name = ? AND l.value = ?"]
+    where = ["k.project = ? AND k.name = ? AND k.value = ?"]
     arguments: list[Any] = [query.project, name, value]
     for pair in others:
-        where.append("EXISTS (SELECT 1 FROM labels m WHERE m.project = l.project AND m.name = ? AND m.value = ? "
-                     "AND m.state = l.state AND m.created = l.created AND m.id = l.id)")
+        where.append("EXISTS (SELECT 1 FROM labels m WHERE m.project = k.project AND m.name = ? AND m.value = ? "
+                     "AND m.state = k.state AND m.created = k.created AND m.id = k.id)")
         arguments.extend(pair)
-    return "labels l CROSS JOIN jobs j ON j.project = l.project AND j.id = l.id", "l", where, arguments
+    return "labels k", where, arguments

@@ -40,6 +40,7 @@ _INSERT = """
 _UPDATE = """
     UPDATE jobs SET version = ?, token = ?, state = ?, finished = ?, error_code = ?, sweep_at = ?, webhook_at = ?, body = ?
     WHERE project = ? AND id = ?"""
+_LABEL = "project = ? AND name = ? AND value = ? AND state = ? AND created = ? AND id = ?"
 _REPORT = """
     INSERT OR REPLACE INTO progress SELECT project, id, token, ?, ?, ? FROM jobs
     WHERE project = ? AND id = ? AND token = ? AND sweep_at = 0"""  # sweep_at is 0 while, and only while, a job is claimed
@@ -59,7 +60,8 @@ class SqliteStore(Store):
 
         def run(db: sqlite3.Connection) -> Job | None:
             if db.execute(_INSERT, row).rowcount:
-                db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?)", _label_rows(job, job.state))
+                db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+                               [(*label, job.preset, _code(job)) for label in _labels(job, job.state)])
                 return None
             return _job(db.execute(_GET, job.key).fetchone())
 
@@ -77,17 +79,17 @@ class SqliteStore(Store):
         row = (*_columns(job), *job.key)
 
         def run(db: sqlite3.Connection) -> None:
-            found = db.execute("SELECT version, state FROM jobs WHERE project = ? AND id = ?", job.key).fetchone()
+            found = db.execute("SELECT version, state, error_code FROM jobs WHERE project = ? AND id = ?", job.key).fetchone()
             if found is None:
                 raise UnknownJob(job.id)
-            version, state = found
+            version, *searched = found
             if version != expected_version:
                 raise Conflict(job.id)
             db.execute(_UPDATE, row)
             db.execute("DELETE FROM progress WHERE project = ? AND id = ?", job.key)
-            if job.labels and state != job.state:
-                db.executemany("UPDATE labels SET state = ? WHERE project = ? AND name = ? AND value = ? AND state = ? "
-                               "AND created = ? AND id = ?", [(job.state, *old) for old in _label_rows(job, state)])
+            if job.labels and searched != [job.state, _code(job)]:
+                db.executemany(f"UPDATE labels SET state = ?, error_code = ? WHERE {_LABEL}",
+                               [(job.state, _code(job), *label) for label in _labels(job, searched[0])])
 
         self._write(run)
 
@@ -118,8 +120,7 @@ class SqliteStore(Store):
             for job in map(_job, rows):
                 db.execute("DELETE FROM jobs WHERE project = ? AND id = ?", job.key)
                 db.execute("DELETE FROM progress WHERE project = ? AND id = ?", job.key)
-                db.executemany("DELETE FROM labels WHERE project = ? AND name = ? AND value = ? AND state = ? AND created = ? "
-                               "AND id = ?", _label_rows(job, job.state))
+                db.executemany(f"DELETE FROM labels WHERE {_LABEL}", _labels(job, job.state))
             return len(rows)
 
         deleted = self._write(delete_jobs)
@@ -205,10 +206,15 @@ class SqliteStore(Store):
 def _columns(job: Job) -> tuple[Any, ...]:
     """What may change of a record, in the order of _INSERT and _UPDATE."""
     return (job.version, job.token, job.state, None if job.finished is None else microseconds(job.finished),
-            None if job.error is None else job.error.code, job.sweep_at, job.webhook_at, job.encode().decode())
+            _code(job), job.sweep_at, job.webhook_at, job.encode().decode())
 
 
-def _label_rows(job: Job, state: str) -> list[tuple[Any, ...]]:
+def _code(job: Job) -> str | None:
+    return None if job.error is None else job.error.code
+
+
+def _labels(job: Job, state: str) -> list[tuple[Any, ...]]:
+    """The keys of its label rows while it is in this state, in the order of _LABEL."""
     return [(job.project, name, value, state, microseconds(job.created), job.id) for name, value in job.labels.items()]
 
 
