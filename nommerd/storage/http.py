@@ -119,7 +119,7 @@ class HttpStorage(Storage):
     def _try_put(self, uri: str, upload: _Upload, size: int, headers: dict[str, str],
                  unsure: bool) -> tuple[float, NommerdError | None]:
         """How long to wait (0: as we like) and why, or no error. Raises what no other try would mend."""
-        body = _Body(upload.path, size, upload.on_bytes)
+        body = _Body(upload, size)
         try:
             with watched(lambda: self._egress.put(uri, body if size else b"", "dest", headers, read_seconds=ANSWER_SECONDS),
                          upload.stop) as answer:
@@ -146,18 +146,17 @@ class HttpStorage(Storage):
 
 
 class _Body:
-    """A file as the body of a request: its length is known, it is read off the hub, and progress is told."""
+    """A file as the body of a request: its length is known, it is read off the hub, progress is told, and a stop ends it."""
 
-    def __init__(self, path: Path, size: int, on_bytes: OnBytes) -> None:
-        self._path = path
+    def __init__(self, upload: _Upload, size: int) -> None:
+        self._upload = upload
         self._size = size
-        self._on_bytes = on_bytes
 
     def __len__(self) -> int:
         return self._size
 
     def __iter__(self) -> Iterator[bytes]:
-        descriptor = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = os.open(self._upload.path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             done = 0
             while done < self._size:
@@ -166,7 +165,8 @@ class _Body:
                     raise InfrastructureError("node.io_error", "An output shrank while it was sent.")
                 done += len(data)
                 yield data
-                self._on_bytes(done, self._size)
+                self._upload.on_bytes(done, self._size)
+                self._upload.stop.check()
         finally:
             os.close(descriptor)
 

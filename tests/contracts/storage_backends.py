@@ -1,0 +1,64 @@
+"""The storage backends that the contract runs on, each with real places: a folder, an HTTP server. One more entry each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from nommerd.net.egress import Egress
+from nommerd.storage.base import Storage
+from nommerd.storage.file import FileStorage, path_of, uri_of
+from nommerd.storage.http import HttpStorage
+from nommerd.storage.http_fetch import Patience
+from tests.http_site import serve
+
+MAX_SOURCE_BYTES = 12_000_000
+QUICK = Patience(tries=4, backoff_seconds=0.01, answer_seconds=10, stall_seconds=0.5, bytes_a_second=4096)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A backend and its far side. `fenced`: publishing is staged and can be revoked."""
+
+    storage: Storage
+    uri: Callable[[str], str]  # of a name, for sources and destinations
+    put: Callable[[str, bytes], None]
+    get: Callable[[str], bytes | None]
+    everything: Callable[[], dict[str, bytes]]  # visible or not
+    fenced: bool
+
+
+@contextmanager
+def file_place(folder: Path) -> Iterator[Place]:
+    root = folder / "media"
+    root.mkdir()
+
+    def get(name: str) -> bytes | None:
+        path = path_of(uri_of(root / name))
+        return path.read_bytes() if path.exists() else None
+
+    def everything() -> dict[str, bytes]:
+        return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+    def put(name: str, body: bytes) -> None:
+        (root / name).write_bytes(body)
+
+    yield Place(FileStorage([root], MAX_SOURCE_BYTES), lambda name: uri_of(root / name), put, get, everything, True)
+
+
+@contextmanager
+def http_place(folder: Path) -> Iterator[Place]:
+    with serve() as site:
+        def put(name: str, body: bytes) -> None:
+            site.files["/" + quote(name)] = body
+
+        yield Place(HttpStorage(Egress(["127.0.0.0/8"]), MAX_SOURCE_BYTES, QUICK), lambda name: f"{site.url}/{quote(name)}", put,
+                    lambda name: site.files.get("/" + quote(name)),
+                    lambda: {unquote(path[1:]): body for path, body in site.files.items()}, False)
+
+
+PLACES: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {"file": file_place, "http": http_place}
+FENCED = ["file"]
