@@ -27,6 +27,7 @@ from nommerd.pipeline.params import (
     substitute,
 )
 from nommerd.pipeline.stage import Stage
+from nommerd.pipeline.structure import Outline, check_structure, outline
 from nommerd.secrets import has_secret
 
 Origin = Literal["disk", "api"]
@@ -132,9 +133,7 @@ def read_pipeline(node: Node, registry: Registry, origin: Origin, faults: Faults
     pipeline = Pipeline(document, _with_ids(entries, registry, faults), origin, node)
     _check_settings(pipeline, registry, faults)
     if len(faults.errors) == before:
-        from nommerd.pipeline.structure import check_structure
-
-        check_structure(pipeline, faults)
+        check_structure(pipeline.stages, _outlines(pipeline), faults)
     return pipeline if len(faults.errors) == before else None
 
 
@@ -224,15 +223,21 @@ def _without_bad_stages(node: Node, entries: list[StageEntry]) -> Node:
 
 
 def _with_ids(entries: list[StageEntry], registry: Registry, faults: Faults) -> tuple[StageEntry, ...]:
-    chosen = {_explicit_id(entry) for entry in entries} | {"source"}
+    """Each stage with its id and without the key. The passes of one run share the id of the first."""
+    explicit = {_explicit_id(entry) for entry in entries}
     taken: set[str] = {"source"}
-    result = []
-    for entry in entries:
+    result: list[StageEntry] = []
+    for index, entry in enumerate(entries):
         _check_name(entry, registry, faults)
         id = _explicit_id(entry)
-        if id is None:
+        if index and 1 < _pass(entry) == _pass(entries[index - 1]) + 1:
+            if id is not None:
+                faults.add("bad_stage", f"{entry.path}.id: a run of passes is one stage, with the id of its first pass.",
+                           "Move the id there.", _place_of(entry, "id"))
+            id = result[-1].id
+        elif id is None:
             names = (entry.name if n == 1 else f"{entry.name}-{n}" for n in range(1, STAGES_MAX * 2))
-            id = next(name for name in names if name not in taken and name not in chosen)
+            id = next(name for name in names if name not in taken and name not in explicit)
         elif id in taken:
             faults.add("bad_stage", f"{entry.path}.id: {id} is taken.", "Ids are unique, and `source` is the source.",
                        _place_of(entry, "id"))
@@ -240,6 +245,12 @@ def _with_ids(entries: list[StageEntry], registry: Registry, faults: Faults) -> 
         settings = {key: value for key, value in _mapping(entry.settings).items() if key != "id"}
         result.append(StageEntry(entry.name, id, entry.settings.replace(settings), entry.path))
     return tuple(result)
+
+
+def _pass(entry: StageEntry) -> int:
+    """The number of a raw pass, 0 for any other stage."""
+    node = entry.settings.get("pass")
+    return node.value if entry.name == "ffmpeg" and node is not None and type(node.value) is int else 0
 
 
 def _explicit_id(entry: StageEntry) -> str | None:
@@ -254,6 +265,10 @@ def _check_name(entry: StageEntry, registry: Registry, faults: Faults) -> None:
     elif entry.name not in registry:
         faults.add("unknown_stage", f"{entry.path}: no stage is called {entry.name!r}.",
                    known_hint(entry.name, registry, "Stages"), place)
+    for key in ("pass", "input"):
+        node = entry.settings.get(key)
+        if node is not None and isinstance(node.value, str) and "$" in node.value:
+            faults.add("bad_stage", f"{entry.path}.{key}: a param cannot stand here.", "Write it out.", node.place)
     node = entry.settings.get("id")
     if node is not None and inspect(_Id, Node({"id": node}, node.place, node.place))[1]:
         faults.add("bad_stage", f"{entry.path}.id: {describe(node.plain())} is no id.",
@@ -291,3 +306,7 @@ def _check_settings(pipeline: Pipeline, registry: Registry, faults: Faults) -> N
         if finding.complaint.place not in reported:  # not twice: an unknown $name fits no setting
             faults.add(finding.complaint.code, finding.message, finding.complaint.hint, finding.complaint.place)
 
+
+def _outlines(pipeline: Pipeline) -> list[Outline]:
+    """The stages' outlines, which no param changes: ids, inputs and passes are plain."""
+    return [outline(entry.name, entry.id, entry.settings.plain()) for entry in pipeline.stages]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nommerd.pipeline.loader import Faults
 from nommerd.pipeline.params import known_hint
-from nommerd.pipeline.spec import Pipeline, StageEntry, fill
+
+if TYPE_CHECKING:
+    from nommerd.pipeline.spec import StageEntry
 
 SOURCE = "source"
 FROM_SOURCE = frozenset({"ffmpeg"})  # media stages whose input is the source unless they say otherwise
@@ -56,11 +58,9 @@ def units(stages: Sequence[Outline]) -> list[Outline]:
     return [stage for stage in stages if stage.number <= 1]
 
 
-def check_structure(pipeline: Pipeline, faults: Faults) -> None:
+def check_structure(entries: Sequence[StageEntry], outlines: Sequence[Outline], faults: Faults) -> None:
     """Report what is wrong in the order of the stages. Their settings are known to be right."""
-    values = {**{name: "" for name in pipeline.params}, **pipeline.defaults}
-    outlines = [outline(entry.name, entry.id, fill(entry, pipeline, values, Faults())[0].plain()) for entry in pipeline.stages]
-    check = _Check(pipeline.stages, outlines, faults)
+    check = _Check(entries, outlines, faults)
     check.passes()
     check.once("fetch")
     check.once("notify")
@@ -130,5 +130,3 @@ class _Check:
                     self.fault(self.pairs[index][0], "its output is never published", "Put `- upload` after it.")
             if made[0] > uploads[0]:
                 self.fault(self.pairs[uploads[0]][0], "no media stage comes before upload", "Put it after the ffmpeg stage.")
-
-
