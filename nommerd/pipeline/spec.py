@@ -126,8 +126,8 @@ def read_pipeline(node: Node, registry: Registry, origin: Origin, faults: Faults
     """The pipeline in this document; None if it has faults, which are then in `faults`."""
     before = len(faults.errors)
     entries = list(_stage_entries(node, faults))
-    document = validate(PipelineDocument, _without_bad_stages(node, entries), faults)
-    if document is None or len(faults.errors) > before:
+    document = validate(PipelineDocument, _without_stages(node), faults) or _salvaged(node)
+    if document is None:
         return None
     _check_declarations(document, node, faults)
     pipeline = Pipeline(document, _with_ids(entries, registry, faults), origin, node)
@@ -214,12 +214,19 @@ def _stage_entries(node: Node, faults: Faults) -> Iterator[StageEntry]:
 _SHAPE = "A stage is a bare name, or one name with its settings: `- ffmpeg: {passes: 2}`."
 
 
-def _without_bad_stages(node: Node, entries: list[StageEntry]) -> Node:
+def _without_stages(node: Node) -> Node:
     """The document with its stages left to `_stage_entries`, so that each fault is reported once."""
     stages = node.get("stages")
     if not isinstance(node.value, dict) or stages is None or not isinstance(stages.value, list) or not stages.value:
         return node
     return node.replace({**node.value, "stages": stages.replace([stages.replace("-")] * len(stages.value))})
+
+
+def _salvaged(node: Node) -> PipelineDocument | None:
+    """What is needed to look at the stages of a document with faults elsewhere: they are told of in the same go."""
+    kept = {key: child for key, child in _mapping(_without_stages(node)).items() if key in ("params", "stages")}
+    names = {"kind": node.replace("pipeline"), "name": node.replace("salvaged")}
+    return inspect(PipelineDocument, node.replace({**names, **kept}))[0]
 
 
 def _with_ids(entries: list[StageEntry], registry: Registry, faults: Faults) -> tuple[StageEntry, ...]:
