@@ -17,10 +17,9 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from nommerd.errors import ConfigError
-from nommerd.secrets import Secret
+from nommerd.places import SYSTEM_FILE, TOKEN_NAME, default_data_dir
+from nommerd.secrets import KEYS_FILE, Secret
 
-SYSTEM_FILE = Path("/etc/nommerd/nommerd.yaml")
-DATA_NAME = "nommerd"  # under XDG_DATA_HOME
 LATER_SCHEMES = frozenset({"dynamodb", "simpledb", "sqs"})
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
@@ -208,12 +207,12 @@ class Settings(Section):
     @property
     def token_file(self) -> Path:
         """The API token, readable by its owner alone."""
-        return self.api.token_file or self.data_dir / "token"
+        return self.api.token_file or self.data_dir / TOKEN_NAME
 
     @property
     def keys_file(self) -> Path:
         """The keys for secrets in records, where `secrets.keys` names none."""
-        return self.data_dir / "keys"
+        return self.data_dir / KEYS_FILE
 
     @property
     def webhook_secret_file(self) -> Path:
@@ -228,13 +227,6 @@ class Settings(Section):
     def database_path(self, url: str) -> Path:
         """The file of a `sqlite:///` URL: relative to the data directory, or absolute with a fourth slash."""
         return self.data_dir / urlsplit(url).path.removeprefix("/")
-
-
-def default_data_dir(env: Mapping[str, str]) -> Path:
-    """XDG_DATA_HOME/nommerd, else ~/.local/share/nommerd."""
-    home = env.get("XDG_DATA_HOME", "")
-    base = Path(home) if home.startswith("/") else Path(env.get("HOME") or Path.home()) / ".local" / "share"
-    return base / DATA_NAME
 
 
 def find_file(explicit: Path | None, env: Mapping[str, str]) -> Path | None:

@@ -10,14 +10,16 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 from urllib.parse import urlsplit
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from nommerd.config import LATER_SCHEMES, Settings, default_data_dir
+from nommerd.config import LATER_SCHEMES, Settings
 from nommerd.errors import ConfigError, ManyErrors, NommerdError
+from nommerd.pipeline.loader import load_yaml, walk
+from nommerd.places import default_data_dir
 from nommerd.secrets import Secret
 
+FAMILY = "config"
 PREFIX = "NOMMERD_"
 RESERVED = frozenset({"NOMMERD_CONFIG", "NOMMERD_URL", "NOMMERD_TOKEN"})
 PATH_KEYS = (("paths", "data"), ("paths", "pipelines"), ("paths", "presets"), ("api", "token_file"), ("worker", "workspace"),
@@ -76,14 +78,17 @@ def _read_file(draft: Draft, file: Path) -> None:
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         return draft.fault("config.unreadable", f"{file} cannot be read: {why}.")
+    if all(not line.strip() or line.lstrip().startswith("#") for line in text.splitlines()):
+        return None
     try:
-        values, draft.places = _parse(text, str(file))
+        root = load_yaml(text, str(file), ConfigError, FAMILY)
     except NommerdError as error:
         draft.faults.extend(error.errors if isinstance(error, ManyErrors) else [error])
         return None
-    if values is not None and not isinstance(values, dict):
-        return draft.fault("config.bad_value", "A configuration is a map of sections.", place=f"{file}:1:1")
-    draft.values = values or {}
+    if not isinstance(root.value, dict):
+        return draft.fault("config.bad_value", "A configuration is a map of sections.", place=root.place)
+    draft.values = root.plain()
+    draft.places = {path: node.key_place for path, node in walk(root)}
     _make_absolute(draft.values, file.parent)
     return None
 
@@ -103,7 +108,7 @@ def _override(draft: Draft, name: str, text: str) -> None:
                     f"Did you mean {near[0]}?" if near else "conf/nommerd.yaml lists every key.", place=name)
         return
     try:
-        value = text if text and _takes_secret(annotation) else _parse(text, name)[0]
+        value = text if text and _takes_secret(annotation) else _plain(text, name)
     except NommerdError as error:
         draft.faults.extend(error.errors if isinstance(error, ManyErrors) else [error])
         return
@@ -116,6 +121,16 @@ def _override(draft: Draft, name: str, text: str) -> None:
     draft.places = {at: place for at, place in draft.places.items() if at[:len(path)] != path}
     draft.places[path] = name
     _make_absolute(draft.values, Path.cwd(), only=path)
+
+
+def _plain(text: str, name: str) -> Any:
+    """A variable's value: a YAML scalar, or JSON; empty is null. The place of a fault is the variable."""
+    if not text.strip():
+        return None
+    try:
+        return load_yaml(text, name, ConfigError, FAMILY).plain()
+    except NommerdError as error:
+        raise ConfigError(error.code, error.message, error.hint, place=name) from None
 
 
 def _annotation(path: tuple[str, ...]) -> Any:
@@ -253,33 +268,3 @@ def _loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-# --- YAML --------------------------------------------------------------------------------------------------------
-
-
-def _parse(text: str, name: str) -> tuple[Any, dict[Where, str]]:
-    """The value of a YAML text, and the place of everything in it."""
-    try:
-        node = yaml.compose(text, Loader=yaml.CSafeLoader)
-        value = yaml.load(text, Loader=yaml.CSafeLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
-        problem = getattr(error, "problem", "unreadable")
-        raise ConfigError("config.bad_yaml", f"This is not YAML: {problem}.", place=place) from None
-    places: dict[Where, str] = {}
-    if node is not None:
-        _walk(node, (), name, places)
-    return value, places
-
-
-def _walk(node: yaml.Node, path: Where, name: str, places: dict[Where, str]) -> None:
-    places.setdefault(path, f"{name}:{node.start_mark.line + 1}:{node.start_mark.column + 1}")
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            places[(*path, key.value)] = f"{name}:{key.start_mark.line + 1}:{key.start_mark.column + 1}"
-            _walk(value, (*path, key.value), name, places)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, item in enumerate(node.value):
-            _walk(item, (*path, index), name, places)

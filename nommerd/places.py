@@ -1,0 +1,17 @@
+"""Where things are when nobody says otherwise. Light: the client commands import it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+SYSTEM_FILE = Path("/etc/nommerd/nommerd.yaml")
+DEFAULT_URL = "http://127.0.0.1:8001"
+TOKEN_NAME = "token"
+
+
+def default_data_dir(env: Mapping[str, str]) -> Path:
+    """XDG_DATA_HOME/nommerd, else ~/.local/share/nommerd."""
+    home = env.get("XDG_DATA_HOME", "")
+    base = Path(home) if home.startswith("/") else Path(env.get("HOME") or Path.home()) / ".local" / "share"
+    return base / "nommerd"
