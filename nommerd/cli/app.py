@@ -1,0 +1,107 @@
+"""The command group, and what an error looks like. A subcommand's module is imported when it is called."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from nommerd import __version__
+from nommerd.errors import ConfigError, ManyErrors, NommerdError, WorkStopped
+
+DONE, FAILED, USAGE = 0, 1, 2
+INTERRUPTED = 128 + signal.SIGINT
+
+COMMANDS = {  # name -> module of nommerd.cli that has it under that name, and its line in --help
+    "demo": ("demo", "The whole system here: one job over HTTP, its result verified."),
+    "up": ("up", "Feeder and workers in one terminal."),
+    "encode": ("encode", "One pipeline, here and now, without any daemon."),
+    "submit": ("submit", "Hand a job to a feeder."),
+    "jobs": ("jobs", "List, show, cancel and retry jobs."),
+    "presets": ("catalogs", "The presets known here."),
+    "pipelines": ("catalogs", "The pipelines known here."),
+    "config": ("configure", "Check and show the configuration; make a key."),
+    "feeder": ("daemons", "The daemon that takes jobs over HTTP."),
+    "worker": ("daemons", "The daemon that encodes."),
+}
+
+
+class LazyGroup(click.Group):
+    """Knows its commands by name; imports one when it is needed."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module = import_module(f"nommerd.cli.{COMMANDS[cmd_name][0]}")
+        command: click.Command = getattr(module, cmd_name)
+        return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(f"{error.message} There are: {', '.join(COMMANDS)}.", ctx) from None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, message="nommerd %(version)s")
+def cli() -> None:
+    """nommerd: a self-hosted media encoder.
+
+    Begin with `nommerd demo`, then `nommerd up`. Client commands take --url and --token (or NOMMERD_URL and
+    NOMMERD_TOKEN). Exit codes: 0 done, 1 the job or its input failed, 2 usage or configuration.
+    """
+
+
+def run(arguments: list[str]) -> int:
+    """Run a command line; errors meant for people become messages, never tracebacks."""
+    as_json = "--json" in arguments
+    try:
+        result = cli.main(arguments, prog_name="nommerd", standalone_mode=False)
+        return result if isinstance(result, int) else DONE
+    except click.ClickException as error:
+        _show_usage_error(error, as_json)
+        return USAGE
+    except NommerdError as error:
+        show_error(error, as_json)
+        return USAGE if isinstance(error, ConfigError) or _all_config(error) else FAILED
+    except (KeyboardInterrupt, click.Abort, WorkStopped):
+        print("nommerd: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        return FAILED
+
+
+def _all_config(error: NommerdError) -> bool:
+    return isinstance(error, ManyErrors) and all(isinstance(one, ConfigError) for one in error.errors)
+
+
+def _show_usage_error(error: click.ClickException, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"errors": [{"place": None, "code": "usage", "message": error.format_message(), "hint": ""}]}))
+    else:
+        error.show()
+
+
+def show_error(error: NommerdError, as_json: bool) -> None:
+    """Each fault with its place, code and hint: on stderr for people, on stdout as JSON for machines."""
+    faults = error.errors if isinstance(error, ManyErrors) else [error]
+    if as_json:
+        shown = [{"place": e.place, "code": e.code, "message": e.message, "hint": e.hint} for e in faults]
+        print(json.dumps({"errors": shown}))
+        return
+    for fault in faults:
+        print(f"nommerd: {fault}", file=sys.stderr)

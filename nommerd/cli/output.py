@@ -1,0 +1,115 @@
+"""What people see: tables that fit, progress that does not flood a log, sizes and times in words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, TextIO
+
+PLAIN_INTERVAL_SECONDS = 1.0  # between progress lines where there is no terminal
+STATE_STYLES = {"FINISHED": "green", "ERROR": "red", "CANCELLED": "yellow", "ABANDONED": "red", "PENDING": "dim"}
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on stdout."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table as wide as the terminal allows; without colour and frames where it is not one."""
+    if not sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
+        for row in (headers, *rows):
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    view = Table(box=None, pad_edge=False, header_style="bold")
+    for header in headers:
+        view.add_column(header, overflow="ellipsis", no_wrap=True)
+    for row in rows:
+        view.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
+    Console().print(view)
+
+
+def size(count: int | None) -> str:
+    """1234567 -> 1.2 MB."""
+    if count is None:
+        return ""
+    number = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def duration(seconds: float | None) -> str:
+    """75.2 -> 1:15."""
+    if seconds is None:
+        return ""
+    whole = max(0, round(seconds))
+    hours, rest = divmod(whole, 3600)
+    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def age(text: str) -> str:
+    """How long ago an ISO time was, in one unit."""
+    seconds = time.time() - datetime.fromisoformat(text).timestamp()
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f}{unit} ago"
+    return f"{max(0, seconds):.0f}s ago"
+
+
+def problem_lines(problem: dict[str, Any]) -> list[str]:
+    """An error or a warning of a job."""
+    lines = [f"{problem['code']}: {problem['message']}"]
+    return lines + ([f"  {problem['hint']}"] if problem.get("hint") else [])
+
+
+class ProgressLine:
+    """How far something is: one line redrawn on a terminal, else plain lines, one a second at most."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._live = self._stream.isatty()
+        self._drawn = False
+        self._said = 0.0
+        self._last = ""
+
+    def show(self, label: str, fraction: float, eta_seconds: float | None = None) -> None:
+        """`label` and a fraction from 0 to 1."""
+        rest = f"  {duration(eta_seconds)} left" if eta_seconds is not None else ""
+        percent = f"{100 * fraction:3.0f} %"
+        if self._live:
+            width = max(10, min(40, shutil.get_terminal_size().columns - len(label) - len(rest) - 12))
+            done = round(width * fraction)
+            self._write(f"\r{label:<12} {'━' * done}{'╌' * (width - done)} {percent}{rest}\x1b[K")
+            self._drawn = True
+            return
+        line = f"{label:<12} {percent}{rest}"
+        if line != self._last and time.monotonic() - self._said >= PLAIN_INTERVAL_SECONDS:
+            self._said, self._last = time.monotonic(), line
+            self._write(line + "\n")
+
+    def say(self, text: str) -> None:
+        """A line that stays, above the progress."""
+        self.clear()
+        self._write(text + "\n")
+
+    def clear(self) -> None:
+        """Take the redrawn line away."""
+        if self._drawn:
+            self._write("\r\x1b[K")
+            self._drawn = False
+
+    def _write(self, text: str) -> None:
+        self._stream.write(text)
+        self._stream.flush()

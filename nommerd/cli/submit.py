@@ -1,0 +1,74 @@
+"""`nommerd submit`: hand a job to a feeder, and wait for it if asked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from nommerd.cli.client import Client
+from nommerd.cli.options import absolute_uri, client_options, json_option, pairs, scalar
+from nommerd.cli.output import ProgressLine, print_json, problem_lines
+
+
+@click.command()
+@click.argument("source")
+@click.argument("dest")
+@click.option("-p", "--preset", help="Preset, by name.")
+@click.option("--pipeline", help="Pipeline, by name, instead of a preset.")
+@click.option("--set", "params", multiple=True, metavar="K=V", help="A param of the pipeline. May repeat.")
+@click.option("--input", "inputs", multiple=True, metavar="NAME=URI", help="A further input. May repeat.")
+@click.option("--overwrite", is_flag=True, help="Replace what is at DEST.")
+@click.option("--on-damage", type=click.Choice(["tolerate", "fail"]), help="What mild damage in the source means.")
+@click.option("--priority", type=click.Choice(["high", "normal", "low"]))
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="May repeat.")
+@click.option("--notify-url", help="Where webhooks go.")
+@click.option("--idempotency-key", help="The same key and job again makes no second job.")
+@click.option("--wait", is_flag=True, help="Show its progress; exit 1 if it fails.")
+@client_options
+@json_option
+def submit(source: str, dest: str, *, preset: str | None, pipeline: str | None, inputs: tuple[str, ...],
+           idempotency_key: str | None, wait: bool, url: str | None, token: str | None, as_json: bool, **more: Any) -> int:
+    """Encode SOURCE to DEST on the feeder's workers. Paths are made absolute; URIs go as they are."""
+    if (preset is None) == (pipeline is None):
+        raise click.UsageError("Name a preset (-p) or a pipeline (--pipeline), one of the two.")
+    body = {"source": absolute_uri(source), "dest": absolute_uri(dest), "preset": preset, "pipeline": pipeline,
+            "inputs": _inputs(inputs), **_options(**more)}
+    client = Client.from_options(url, token)
+    job = client.submit({key: value for key, value in body.items() if value}, idempotency_key)
+    if wait:
+        return _wait(client, job, as_json)
+    if as_json:
+        print_json(job)
+    else:
+        print(job["id"])
+    return 0
+
+
+def _options(params: tuple[str, ...], labels: tuple[str, ...], **plain: Any) -> dict[str, Any]:
+    return {"params": {key: scalar(value) for key, value in pairs(params, "--set").items()},
+            "labels": pairs(labels, "--label"), **plain}
+
+
+def _inputs(items: tuple[str, ...]) -> dict[str, list[dict[str, str]]]:
+    found: dict[str, list[dict[str, str]]] = {}
+    for item in items:
+        for name, uri in pairs((item,), "--input").items():
+            found.setdefault(name, []).append({"uri": absolute_uri(uri)})
+    return found
+
+
+def _wait(client: Client, job: dict[str, Any], as_json: bool) -> int:
+    from nommerd.cli.follow import follow
+
+    line = ProgressLine()
+    line.say(f"job {job['id']}")
+    job, _ = follow(client, job, line)
+    if as_json:
+        print_json(job)
+    elif job["state"] == "FINISHED":
+        for output in job["outputs"]:
+            print(output["uri"])
+    else:
+        line.say("\n".join(problem_lines(job["error"])) if job["error"] else f"The job is {job['state']}.")
+    return 0 if job["state"] == "FINISHED" else 1
