@@ -16,11 +16,13 @@ from pydantic import TypeAdapter, ValidationError
 
 from nommerd.errors import ConfigError, InfrastructureError, InputError, ManyErrors, NommerdError
 from nommerd.job import JobState
+from nommerd.media.options import check_options
 from nommerd.pipeline.faults import inspect, sentence
 from nommerd.pipeline.loader import Faults, load_value
 from nommerd.pipeline.params import Value, accept, known_hint
 from nommerd.pipeline.spec import Finding, InputSpec, Origin, Pipeline, Registry, fill, find_faults
 from nommerd.pipeline.stage import Stage
+from nommerd.pipeline.stages.ffmpeg import merge_passes
 from nommerd.pipeline.structure import Outline, outline, output_ids
 
 SCHEMA_VERSION = 1
@@ -141,7 +143,7 @@ def make_recipe(pipeline: Pipeline, params: Mapping[str, Any], registry: Registr
     """The pipeline with these params.
 
     `params` are the job's, from `origin`; `trusted` those of a preset on disk, which the job's override. Raises
-    InputError recipe.* (ManyErrors for several), with `params.NAME` as the place.
+    InputError recipe.* (ManyErrors for several), with `params.NAME` as the place where a param is to blame.
     """
     _check_params(pipeline, params)
     values: dict[str, Value] = {**pipeline.defaults, **(trusted or {}), **params}
@@ -154,8 +156,10 @@ def make_recipe(pipeline: Pipeline, params: Mapping[str, Any], registry: Registr
         faults.add("bad_param", f"With these params, {finding.message}", finding.complaint.hint, _blame(finding, params))
     faults.check()
     texts = {name for name, value in params.items() if origin == "api" and pipeline.params[name].type == "string"}
-    return Recipe(pipeline=pipeline.name, stages=_filled(pipeline, values, texts), inputs=dict(pipeline.document.inputs),
-                  params=values)
+    stages = _filled(pipeline, values, texts)
+    for stage in stages:
+        _check_options(stage)
+    return Recipe(pipeline=pipeline.name, stages=stages, inputs=dict(pipeline.document.inputs), params=values)
 
 
 def build_stages(recipe: Recipe, registry: Registry) -> list[Stage]:
@@ -164,8 +168,6 @@ def build_stages(recipe: Recipe, registry: Registry) -> list[Stage]:
     Raises ConfigError recipe.unknown_stage for a stage this process does not know, InputError for settings it does not
     take and recipe.forbidden_option for options from the API that are not on the allowlist.
     """
-    from nommerd.pipeline.stages.ffmpeg import merge_passes
-
     errors: list[NommerdError] = []
     stages: list[Stage] = []
     for spec in recipe.stages:
@@ -181,8 +183,6 @@ def build_stages(recipe: Recipe, registry: Registry) -> list[Stage]:
 
 
 def _build(spec: StageSpec, registry: Registry) -> Stage:
-    from nommerd.media.options import check_options
-
     if spec.name not in registry:
         raise ConfigError("recipe.unknown_stage", f"This worker has no stage {spec.name!r}.",
                           "Register it under `stages:` in nommerd.yaml here too.", place=spec.id)
@@ -192,12 +192,16 @@ def _build(spec: StageSpec, registry: Registry) -> Stage:
     for complaint in found:
         faults.add(complaint.code, sentence(spec.id, complaint), complaint.hint, complaint.place)
     faults.check()
+    _check_options(spec)
+    return cls(spec.id, settings)
+
+
+def _check_options(spec: StageSpec) -> None:
+    """Hold raw options that came from the API, or that a text from there went into, to the allowlist."""
     for key in OPTIONS:
         pairs = spec.settings.get(key) or []
         touched = [pair for index, pair in enumerate(pairs) if spec.origin == "api" or f"{key}[{index}]" in spec.untrusted]
-        if touched:
-            check_options([(name, value) for name, value in touched], f"{spec.id}.{key}")
-    return cls(spec.id, settings)
+        check_options(touched, f"{spec.id}.{key}")
 
 
 def _check_params(pipeline: Pipeline, params: Mapping[str, Any]) -> None:
