@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
                 return
         act(self)
 
-    do_GET = do_HEAD = do_PUT = do_POST = handle_any  # noqa: N815
+    do_GET = do_HEAD = do_PUT = do_POST = handle_any
 
     def head(self, status: int, **headers: str) -> None:
         """Status line and headers; underscores are dashes."""
@@ -114,7 +114,8 @@ def _get(handler: Handler) -> None:
     if ranged and handler.headers.get("If-Range", tag) == tag and int(ranged[1]) < len(body):
         start, end = int(ranged[1]), int(ranged[2] or len(body) - 1)
         part = body[start:end + 1]
-        handler.head(206, Content_Length=str(len(part)), Content_Range=f"bytes {start}-{start + len(part) - 1}/{len(body)}", ETag=tag)
+        where = f"bytes {start}-{start + len(part) - 1}/{len(body)}"
+        handler.head(206, Content_Length=str(len(part)), Content_Range=where, ETag=tag)
         handler.write(part)
         return
     handler.head(200, Content_Length=str(len(body)), ETag=tag)

@@ -26,6 +26,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests_hardened import Config, HTTPSession
+from urllib3.util.ssl_match_hostname import CertificateError
 
 from nommerd import __version__
 from nommerd.errors import InfrastructureError, InputError, NommerdError
@@ -271,7 +272,7 @@ def _chain(error: BaseException) -> Iterable[BaseException]:
 
 def _broken(family: str, host: str, error: BaseException) -> NommerdError:
     for inner in _chain(error):
-        if isinstance(inner, ssl.SSLCertVerificationError):
+        if isinstance(inner, (ssl.SSLCertVerificationError, CertificateError)):
             return InputError(f"{family}.bad_certificate", f"{host} has no certificate that can be trusted.",
                               "Its certificate is expired, for another name, or from an unknown authority.")
     return _unavailable(family, host, _why(error))

@@ -31,8 +31,8 @@ _NO_RENAME2 = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 @contextmanager
 def errors(family: str, place: str) -> Iterator[None]:
-    """Turns OSErrors inside into ours. `family` says whose
-    they are: source (also for what is copied from there to this node), dest, or node; `place` names the file."""
+    """Turns OSErrors inside into ours. `family` says whose they are: source (also for what is copied from there to this
+    node), dest, or node; `place` names the file."""
     try:
         yield
     except OSError as error:
@@ -114,7 +114,10 @@ def write_all(descriptor: int, data: bytes, offset: int) -> None:
 def make_folders(folder: Path) -> None:
     """The folder with its parents, durably. Call it in the pool."""
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
     for made in missing:
         sync_folder(made.parent)
 

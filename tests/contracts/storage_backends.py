@@ -55,8 +55,8 @@ def http_place(folder: Path) -> Iterator[Place]:
         def put(name: str, body: bytes) -> None:
             site.files["/" + quote(name)] = body
 
-        yield Place(HttpStorage(Egress(["127.0.0.0/8"]), MAX_SOURCE_BYTES, QUICK), lambda name: f"{site.url}/{quote(name)}", put,
-                    lambda name: site.files.get("/" + quote(name)),
+        storage = HttpStorage(Egress(["127.0.0.0/8"]), MAX_SOURCE_BYTES, QUICK)
+        yield Place(storage, lambda name: f"{site.url}/{quote(name)}", put, lambda name: site.files.get("/" + quote(name)),
                     lambda: {unquote(path[1:]): body for path, body in site.files.items()}, False)
 
 

@@ -14,8 +14,8 @@ from nommerd.errors import CancelRequested, Fenced, InputError, Stop
 from nommerd.storage.base import Staging
 from tests.contracts.storage_backends import FENCED, MAX_SOURCE_BYTES, PLACES, Place
 
-ODD_NAMES = ["100%.mp4", "a b.mp4", "what?.mp4", "take #2.mp4", "two\nlines.mp4", "-i.mp4", "%2e%2e.mp4", "%d.mp4", "é漢.mp4", "a:b.mp4",
-             "'\"$(x).mp4", "n" * 250 + ".mp4"]
+ODD_NAMES = ["100%.mp4", "a b.mp4", "what?.mp4", "take #2.mp4", "two\nlines.mp4", "-i.mp4", "%2e%2e.mp4",
+             "%d.mp4", "é漢.mp4", "a:b.mp4", "'\"$(x).mp4", "n" * 250 + ".mp4"]
 
 
 @pytest.fixture(params=PLACES)

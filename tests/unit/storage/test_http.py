@@ -111,7 +111,7 @@ def test_a_source_that_changed_between_two_pieces_is_never_mixed(storage: HttpSt
     assert (error.code, error.retryable) == ("source.changed", True)
 
 
-def test_a_source_that_changed_under_one_answer_is_noticed_at_the_end(storage: HttpStorage, site: Site, tmp_path: Path) -> None:
+def test_a_source_that_changed_under_one_answer_is_noticed_later(storage: HttpStorage, site: Site, tmp_path: Path) -> None:
     def change_midway(handler: Handler) -> None:
         newer = os.urandom(len(BODY))
         handler.head(200, Content_Length=str(len(BODY)), ETag=etag(BODY))
@@ -291,8 +291,8 @@ def test_a_put_whose_answer_was_lost_is_recognised(storage: HttpStorage, site: S
 
 
 @pytest.mark.parametrize(("code", "expected", "retryable"), [
-    (403, "dest.forbidden", False), (413, "dest.too_large", False), (507, "dest.disk_full", True), (409, "dest.conflict", True),
-    (307, "dest.refused", False), (405, "dest.refused", False), (503, "dest.unavailable", True)])
+    (403, "dest.forbidden", False), (413, "dest.too_large", False), (507, "dest.disk_full", True),
+    (409, "dest.conflict", True), (307, "dest.refused", False), (405, "dest.refused", False), (503, "dest.unavailable", True)])
 def test_each_refusal_of_a_put_says_who_must_act(storage: HttpStorage, site: Site, output: Path, code: int, expected: str,
                                                  retryable: bool) -> None:
     site.script["/out.mp4"] = [status(code, Location=site.url + "/elsewhere") for _ in range(9)]

@@ -52,7 +52,8 @@ def test_s3_is_said_to_come() -> None:
     assert caught.value.code == "dest.unknown_scheme"
 
 
-@pytest.mark.parametrize("uri", ["ftp://h/a", "data:,x", "concat:a|b", "pipe:0", "/etc/passwd", "-i", "", "crypto:file:///a", "http"])
+@pytest.mark.parametrize("uri", ["ftp://h/a", "data:,x", "concat:a|b", "pipe:0", "/etc/passwd", "-i", "",
+                                 "crypto:file:///a", "http"])
 def test_a_scheme_that_nobody_serves_is_refused_with_those_that_are(uri: str) -> None:
     with pytest.raises(InputError, match="file, http, https") as caught:
         build().for_uri(uri)
@@ -64,8 +65,8 @@ def test_an_operators_backend_serves_its_scheme(path: str) -> None:
     assert type(build(s3=path).for_uri("s3://bucket/key")).__name__ == "Local"
 
 
-@pytest.mark.parametrize("path", ["nowhere.Backend", "operators_backends.Gone", "operators_backends.Broken", "operators_backends.Other",
-                                  "noduots", "", "os.path"])
+@pytest.mark.parametrize("path", ["nowhere.Backend", "operators_backends.Gone", "operators_backends.Broken",
+                                  "operators_backends.Other", "nodots", "", "os.path"])
 def test_what_is_no_backend_is_the_operators_to_mend(path: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(gs=path)
