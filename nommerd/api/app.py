@@ -41,7 +41,8 @@ class Deps:
 
 def create_app(deps: Deps) -> Wsgi:
     """The application, for any WSGI server."""
-    app = Bottle(catchall=False)
+    app = Bottle()
+    app.config["catchall"] = False
     app.default_error_handler = _bottle_error
     _add_jobs(app, deps.jobs)
     _add_pages(app, deps.ready)

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nommerd import lifecycle
 from nommerd.api import body as bodies
@@ -18,7 +18,6 @@ from nommerd.api.waiters import Waiters
 from nommerd.errors import InputError, NommerdError
 from nommerd.job import DEFAULT_PROJECT, Job, JobState, Key, Priority, Webhook, new_id, utcnow
 from nommerd.pipeline.destination import is_folder
-from nommerd.pipeline.recipe import Recipe
 from nommerd.secrets import Keyring, has_secret, public_uri
 from nommerd.sending import Sending
 from nommerd.storage import same_place
@@ -32,7 +31,10 @@ RECIPES_KEPT = 256
 RECIPE_STORED_SECONDS = RECIPE_GRACE_SECONDS / 4  # how long this process trusts that a recipe it stored is there
 
 
-Resolve = Callable[..., Recipe]  # Catalog.resolve: preset, pipeline, params, inputs -> Recipe
+if TYPE_CHECKING:
+    from nommerd.pipeline.recipe import Recipe
+
+Resolve = Callable[..., "Recipe"]  # Catalog.resolve: preset, pipeline, params, inputs -> Recipe
 
 
 class Recipes:
@@ -194,7 +196,7 @@ class Jobs:
         try:
             return self.store.list(list_query(query, self.project))
         except InputError as error:
-            raise from_error(error, "query.cursor") from None
+            raise refuse(422, "query.cursor", error.code, error.message, error.hint) from None
 
     def cancel(self, job_id: str) -> tuple[Job, bool]:
         """The job, and whether this call made a difference or asked its owner to stop; False when it was CANCELLED."""
