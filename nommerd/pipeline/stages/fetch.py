@@ -18,7 +18,7 @@ from nommerd.secrets import public_uri
 NAME_CHARACTERS_MAX = 100
 
 
-def source_name(uri: str) -> str:
+def plain_name(uri: str) -> str:
     """The file name in a URI as a harmless one: no path, control or pattern characters, no leading dot or dash."""
     path = urlsplit(public_uri(uri)).path
     name = re.sub(r"[^\w .()+-]", "_", unquote(path).rpartition("/")[2]).lstrip(".- ")
@@ -29,7 +29,7 @@ def source_name(uri: str) -> str:
 
 def safe_extension(uri: str) -> str:
     """`.mp4` of a URI that ends so, empty without one that is short and plain."""
-    match = re.search(r"\.[A-Za-z0-9]{1,8}$", source_name(uri))
+    match = re.search(r"\.[A-Za-z0-9]{1,8}$", plain_name(uri))
     return match[0].lower() if match else ""
 
 
@@ -53,10 +53,11 @@ class Fetch(Stage):
         source = self._bring(context, context.task.source, "source", 0.0, share)
         for position, (name, number, uri) in enumerate(inputs, 1):
             path = self._bring(context, uri, f"input-{_plain(name)}-{number}", position * share, share)
-            file = MediaFile(path=path, stage_id=f"{name}-{number}", leaf=source_name(uri))
+            file = MediaFile(path=path, stage_id=f"{name}-{number}", leaf=plain_name(uri))
             context.inputs.setdefault(name, []).append(file)
-        context.files[SOURCE] = MediaFile(path=source, stage_id=SOURCE, leaf=source_name(context.task.source),
-                                          probe=probe(context.binaries, source, stop=context.stop))
+        name = plain_name(context.task.source)
+        found = probe(context.binaries, source, stop=context.stop, name=name)
+        context.files[SOURCE] = MediaFile(path=source, stage_id=SOURCE, leaf=name, probe=found)
 
     def _bring(self, context: Context, uri: str, stem: str, begin: float, share: float) -> Path:
         """Fetch one file; it takes `share` of the stage's progress from `begin` on."""
