@@ -43,8 +43,8 @@ def _network(text: str) -> str:
 
 
 def _dotted(path: str) -> str:
-    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)+", path):
-        raise ValueError("must be a dotted path such as mypackage.stages.Watermark")
+    if not re.fullmatch(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*[.:][A-Za-z_]\w*", path):
+        raise ValueError("must be a dotted path such as mypackage.stages:Watermark")
     return path
 
 

@@ -135,7 +135,8 @@ def _refusal(status: int, problem: dict[str, Any]) -> NommerdError:
         kind(str(entry.get("code", "request.refused")), str(entry.get("message", "")), str(entry.get("hint") or ""),
              place=entry.get("place")) for entry in entries]
     if not faults:
-        return kind(str(problem.get("code", "request.refused")), str(problem.get("detail") or f"The feeder answered {status}."))
+        said = problem.get("detail") or f"The feeder answered {status}."
+        return kind(str(problem.get("code", "request.refused")), str(said))
     return faults[0] if len(faults) == 1 else ManyErrors(faults)
 
 

@@ -20,7 +20,7 @@ config_option = click.option("-c", "--config", "config_file", type=click.Path(pa
 def client_options(function: F) -> F:
     """--url and --token, for commands that talk to a feeder."""
     url = click.option("--url", envvar="NOMMERD_URL", help="The feeder (NOMMERD_URL; default http://127.0.0.1:8001).")
-    token = click.option("--token", envvar="NOMMERD_TOKEN", help="API token (better in NOMMERD_TOKEN; default: the token file).")
+    token = click.option("--token", envvar="NOMMERD_TOKEN", help="API token (better in NOMMERD_TOKEN; else the token file).")
     return url(token(function))
 
 

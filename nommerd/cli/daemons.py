@@ -1,0 +1,61 @@
+"""`nommerd feeder` and `nommerd worker`: the daemons, one process each."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from nommerd.cli.options import config_option
+from nommerd.config import Settings
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def daemon_options(function: F) -> F:
+    """What both daemons take."""
+    style = click.option("--log", "log_style", type=click.Choice(["auto", "text", "json"]), default="auto",
+                         help="How log lines look (auto: text on a terminal, else JSON).")
+    level = click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+    parent = click.option("--parent", type=int, hidden=True, help="End when this process, our parent, ends.")
+    return config_option(style(level(parent(function))))
+
+
+def _prepare(config_file: Path | None, log_style: str, log_level: str, parent: int | None) -> Settings:
+    from nommerd import logs
+    from nommerd.cli.parent import die_with
+    from nommerd.config import load
+
+    if parent is not None:
+        die_with(parent)
+    logs.configure(sys.stderr, json={"auto": None, "text": False, "json": True}[log_style], level=log_level)
+    settings = load(config_file, os.environ)
+    logs.register(*settings.secrets.keys, *(s for s in (settings.webhooks.secret, settings.aws.secret_access_key) if s))
+    return settings
+
+
+@click.command()
+@daemon_options
+def feeder(config_file: Path | None, log_style: str, log_level: str, parent: int | None) -> int:
+    """Take jobs over HTTP, keep their state, and tell applications when their media is ready."""
+    settings = _prepare(config_file, log_style, log_level, parent)
+    from nommerd.feeder import main
+
+    return main(settings)
+
+
+@click.command()
+@click.option("--local", is_flag=True, help="This machine is no EC2 node.")
+@click.option("--name", help="What jobs and logs call this worker (default: host and pid).")
+@daemon_options
+def worker(*, local: bool, name: str | None, config_file: Path | None, log_style: str, log_level: str,
+           parent: int | None) -> int:
+    """Take jobs from the queue and run their pipelines."""
+    settings = _prepare(config_file, log_style, log_level, parent)
+    from nommerd.worker import main
+
+    return main(settings, name=name)
