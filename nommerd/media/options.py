@@ -41,7 +41,8 @@ def _group(pattern: str, names: str) -> dict[str, str]:
 OUTPUT_OPTIONS: dict[str, str] = {
     **_group(WORD, "c codec vcodec acodec scodec preset tune profile pix_fmt sample_fmt deadline quality usage application "
              "vbr coder aac_coder color_range color_primaries color_trc colorspace chroma_sample_location ch_layout "
-             "channel_layout fps_mode vsync field_order stereo_mode avoid_negative_ts rc rc_mode frame_duration me_method level"),
+             "channel_layout fps_mode vsync field_order stereo_mode avoid_negative_ts rc rc_mode frame_duration "
+             "me_method level"),
     **_group(BITS, "b ab vb minrate maxrate bufsize rc_init_occupancy"),
     **_group(WHOLE, "g keyint_min bf refs sc_threshold qmin qmax qdiff b_strategy trellis me_range subq slices threads ac ar "
              "cpu-used row-mt tile-columns tile-rows lag-in-frames auto-alt-ref arnr-maxframes arnr-strength aq-mode "

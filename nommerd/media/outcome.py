@@ -27,6 +27,10 @@ _HARMLESS = re.compile(r"non.?monoton|Application provided|Could not find tag|de
 _DAMAGE = re.compile(r"corrupt|discontinuity|continuity check|error while decoding|decoding error|invalid (?:data|NAL|packet)|"
                      r"partial file|ended prematurely|truncat|missing picture|concealing|PES packet size|"
                      r"error submitting|header missing|invalid as first byte|exceeds containing", re.IGNORECASE)
+# What ffmpeg says after it has said what is wrong.
+_GENERAL = re.compile(r"Conversion failed|Error (?:opening output|initializing|reinitializing|while processing|splitting|parsing)|"
+                      r"Task finished|Nothing was written|Terminating|Could not open encoder|Failed to inject|Error sending|"
+                      r"Error while opening encoder|Failed to configure|Error configuring")
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 
 
@@ -60,7 +64,7 @@ def damage_count(stderr: str) -> int:
 def last_words(stderr: str, workspace: Path) -> str:
     """The line that says why ffmpeg gave up, without paths and addresses; empty where it said nothing."""
     said = [line.text for line in lines(stderr) if line.level in ("error", "fatal")]
-    said = [text for text in said if not text.startswith(("Conversion failed", "Error opening output files"))]
+    said = [text for text in said if not _GENERAL.match(text)] or said
     words = re.sub(r"(?:file:)?" + re.escape(str(workspace)) + r"/?", "", said[-1] if said else "")
     return clean(re.sub(r"\b[a-z][a-z0-9+.-]*://\S+|(?<!\w)/[\w.-]+(?:/[^\s:'\"]*)+", "…", words), WORDS_MAX).rstrip(".")
 

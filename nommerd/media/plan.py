@@ -112,7 +112,8 @@ def resolve(wanted: Wanted, source: Probe, can: Binaries, source_name: str) -> P
     video = _video(wanted.video, pictures, can, warnings) if wanted.video is not None and pictures else None
     audio = tuple(_audio(wanted.audio, number, stream, can) for number, stream in sounds) if wanted.audio else ()
     captions = _captions(wanted, source, warnings)
-    seconds = _longest(source, (*pictures, *(s for _, s in sounds)))
+    tracks = (*pictures, *(s for _, s in sounds))
+    seconds = _longest(source, tracks)
     start, length = _clip(wanted.clip, seconds, source_name)
     total = _clipped(seconds, start, length)
     rate = video.frame_rate if video is not None else None
@@ -120,6 +121,7 @@ def resolve(wanted: Wanted, source: Probe, can: Binaries, source_name: str) -> P
     expect = Expectation(
         source_name=source_name, streams=(*(video.expect if video is not None else ()), *(a.expect for a in audio)),
         duration_seconds=total, duration_certain=total is not None and not source.duration_estimated, fast_start=fast,
+        source=source.path if wanted.clip is None else None, tracks=tuple(s.index for s in tracks),
         frame_seconds=float(1 / rate) if rate else _frame_seconds(pictures),
         copied=any(p is not None and p.codec == "copy" for p in (wanted.video, wanted.audio)))
     metadata = wanted.metadata
@@ -224,7 +226,8 @@ def _video(video: Video, pictures: tuple[StreamInfo, ...], can: Binaries, warnin
     rate = constant_rate(source.average_frame_rate, source.frame_rate, Fraction(video.max_frame_rate).limit_denominator(1_001))
     fitted, sar = _fitted(video, source)
     mapping = _tone_map(source, pixel_format, can, warnings)
-    filters = (*mapping, *_scaling(fitted, source), *(("setsar=1",) if sar == 1 else ()))
+    # -r alone forgets in ffmpeg 5 how long the last frame is shown
+    filters = (f"fps={rate}", *mapping, *_scaling(fitted, source), *(("setsar=1",) if sar == 1 else ()))
     options = [*_ENCODER_OPTIONS.get(encoder, _plain_options)(video), *_rate_options(video), *_gop(video, rate)]
     if mapping:
         options += [("color_primaries", "bt709"), ("color_trc", "bt709"), ("colorspace", "bt709"), ("color_range", "tv")]

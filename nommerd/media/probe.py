@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +19,7 @@ from nommerd.media.process import Exit, output
 TIMEOUT_SECONDS = 60.0
 READ_BYTES_PER_SECOND = 5e6  # the slowest disk whose files are read whole
 JSON_BYTES_MAX = 4 << 20
+PACKET_LIST_BYTES_MAX = 64 << 20
 STREAMS_MAX = 100
 SIDE_PIXELS_MAX = 16_384
 AREA_PIXELS_MAX = 16_384 * 8_704
@@ -153,14 +154,32 @@ def probe(binaries: Binaries, path: Path, kind: str = "media", stop: Stop | None
     return found
 
 
+def read_seconds(binaries: Binaries, path: Path, tracks: Collection[int], stop: Stop) -> float | None:
+    """How far the packets of these streams reach, from the first of each; None where that cannot be read. Reads it all."""
+    argv = [*_opening(binaries, "media"), "-show_entries", "packet=stream_index,pts_time,duration_time", "-of", "csv=p=0",
+            "-i", f"file:{path}"]
+    ended, text = output(argv, cwd=path.parent, stop=stop, max_bytes=PACKET_LIST_BYTES_MAX,
+                         timeout_seconds=TIMEOUT_SECONDS + path.stat().st_size / READ_BYTES_PER_SECOND)
+    stop.check()
+    if not ended.ok:
+        return None
+    first: dict[str, float] = {}
+    reached = 0.0
+    for line in text.decode(errors="replace").splitlines():
+        index, begin, length, *_ = (*line.split(","), "", "")
+        at = _number(begin)
+        if at is not None and index in map(str, tracks):
+            reached = max(reached, at + (_number(length) or 0.0) - first.setdefault(index, at))
+    return reached
+
+
 def clean(text: str, length: int = TEXT_MAX) -> str:
     """The text without control and direction characters, cut to `length`: safe in a message, a tag or a log."""
     return _CONTROL.sub(" ", text).strip()[:length]
 
 
 def _argv(binaries: Binaries, path: Path, kind: str, label: str, count_packets: bool) -> list[str]:
-    argv = [str(binaries.ffprobe), "-hide_banner", "-loglevel", "warning", "-protocol_whitelist", formats.INPUT_PROTOCOLS,
-            "-format_whitelist", formats.INPUT_FORMATS[kind]]
+    argv = _opening(binaries, kind)
     if kind == "images":
         demuxer = formats.image_demuxer(path)
         if demuxer is None:
@@ -169,6 +188,11 @@ def _argv(binaries: Binaries, path: Path, kind: str, label: str, count_packets: 
     if count_packets:
         argv.append("-count_packets")
     return [*argv, "-show_format", "-show_streams", "-of", "json=compact=1", "-i", f"file:{path}"]
+
+
+def _opening(binaries: Binaries, kind: str) -> list[str]:
+    return [str(binaries.ffprobe), "-hide_banner", "-loglevel", "warning", "-protocol_whitelist", formats.INPUT_PROTOCOLS,
+            "-format_whitelist", formats.INPUT_FORMATS[kind]]
 
 
 def _size(path: Path, label: str) -> int:

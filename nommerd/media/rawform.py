@@ -41,7 +41,8 @@ def expectation(passes: Sequence[RawPass], source: Probe, source_name: str) -> E
     frame_seconds = max((float(1 / t.average_frame_rate) for t in tracks if t.average_frame_rate), default=0.0)
     if reshapes(last) or len(known) < len(tracks) or not known:
         return Expectation(source_name=source_name, copied=copied)
-    return Expectation(source_name=source_name, copied=copied, duration_seconds=max(known),
+    return Expectation(source_name=source_name, copied=copied, duration_seconds=max(known), source=source.path,
+                       tracks=tuple(track.index for track in tracks),
                        duration_certain=not source.duration_estimated, frame_seconds=frame_seconds)
 
 

@@ -17,7 +17,7 @@ from nommerd.media import outcome
 from nommerd.media.binaries import Binaries
 from nommerd.media.formats import INPUT_FORMATS, INPUT_PROTOCOLS
 from nommerd.media.mp4 import is_fast_start
-from nommerd.media.probe import AGAIN, Probe, StreamInfo, probe
+from nommerd.media.probe import AGAIN, Probe, StreamInfo, probe, read_seconds
 from nommerd.media.process import run
 from nommerd.media.progress import ProgressReader
 
@@ -58,6 +58,8 @@ class Expectation:
     frame_seconds: float = 0.0  # of the slowest video, for the tolerance; 0 without
     fast_start: bool = False
     copied: bool = False  # streams were copied: damage in them is the source's
+    source: Path | None = None  # what it was made from, whole, and which of its streams: asked again before it is blamed
+    tracks: tuple[int, ...] = ()
 
 
 def verify_file(binaries: Binaries, path: Path, expectation: Expectation, frames: int | None, stop: Stop, *,
@@ -68,12 +70,13 @@ def verify_file(binaries: Binaries, path: Path, expectation: Expectation, frames
     encoder.wrong_output where the output cannot be read, decoded or differs from what was asked for.
     """
     found = _read(binaries, path, expectation, frames, stop)
-    warnings = [*_check_duration(found, expectation)]
+    warnings = [*_check_duration(found, expectation, binaries, stop)]
     _check_streams(found, expectation)
     _check_frames(found, frames)
     if expectation.fast_start and is_fast_start(path) is not True:
         raise _wrong("its index does not come first")
-    warnings += _check_decodes(binaries, path, expectation, stop, decode=decode, stall_seconds=stall_seconds)
+    argv = decode_argv(binaries.ffmpeg, path, decode, video=bool(found.video))
+    warnings += _check_decodes(argv, path, expectation, stop, stall_seconds)
     return found, warnings
 
 
@@ -107,7 +110,7 @@ def output_seconds(found: Probe) -> float | None:
     return max((seconds for seconds in (*tracks, found.duration_seconds) if seconds is not None), default=None)
 
 
-def _check_duration(found: Probe, expectation: Expectation) -> Iterator[Warned]:
+def _check_duration(found: Probe, expectation: Expectation, binaries: Binaries, stop: Stop) -> Iterator[Warned]:
     declared, made = expectation.duration_seconds, output_seconds(found)
     if declared is None and expectation.duration_certain:
         return
@@ -118,12 +121,21 @@ def _check_duration(found: Probe, expectation: Expectation) -> Iterator[Warned]:
     tolerance = max(TOLERANCE_SECONDS, TOLERANCE_FRAMES * expectation.frame_seconds)
     certain = expectation.duration_certain and not found.duration_estimated
     if made < declared - tolerance:
-        if certain:
+        if certain and not _reads_to(declared - tolerance, expectation, binaries, stop):
             raise _truncated(expectation, declared, made)
-        yield ("input.shorter", f"{expectation.source_name} was estimated at {declared:.2f} s, {made:.2f} s could be decoded.",
-               "Its real length cannot be known.")
+        says = "declares" if certain else "was estimated at"
+        yield ("input.shorter", f"{expectation.source_name} {says} {declared:.2f} s, {made:.2f} s could be decoded.",
+               "It can be read to its end." if certain else "Its real length cannot be known.")
     elif made > declared + tolerance and certain:
         yield ("input.longer", f"{expectation.source_name} declares {declared:.2f} s, but {made:.2f} s were decoded.", "")
+
+
+def _reads_to(seconds: float, expectation: Expectation, binaries: Binaries, stop: Stop) -> bool:
+    """Whether the source has packets up to there: then it is complete, and only its last picture stands still for long."""
+    if expectation.source is None:
+        return False
+    reached = read_seconds(binaries, expectation.source, expectation.tracks, stop)
+    return reached is not None and reached >= seconds
 
 
 def _truncated(expectation: Expectation, declared: float, made: float) -> InputError:
@@ -164,7 +176,7 @@ def _check_frames(found: Probe, frames: int | None) -> None:
 # --- whether it decodes -------------------------------------------------------------------------------------------
 
 
-def _check_decodes(binaries: Binaries, path: Path, expectation: Expectation, stop: Stop, *, decode: Decode,
+def _check_decodes(argv: tuple[str, ...], path: Path, expectation: Expectation, stop: Stop,
                    stall_seconds: float) -> Iterator[Warned]:
     reader = ProgressReader()
 
@@ -172,7 +184,7 @@ def _check_decodes(binaries: Binaries, path: Path, expectation: Expectation, sto
         reader.feed(line)
         return reader.advanced
 
-    ended = run(decode_argv(binaries.ffmpeg, path, decode), cwd=path.parent, stop=stop, on_line=on_line,
+    ended = run(argv, cwd=path.parent, stop=stop, on_line=on_line,
                 stall_seconds=stall_seconds, stderr_bytes=outcome.STDERR_BYTES)
     stop.check()
     outside = outcome.stopped_from_outside(ended, path.parent)
@@ -188,9 +200,9 @@ def _check_decodes(binaries: Binaries, path: Path, expectation: Expectation, sto
     yield ("input.damaged", f"{expectation.source_name} is damaged, and so is its copy: {faults} faults while decoding.", "")
 
 
-def decode_argv(ffmpeg: Path, path: Path, decode: Decode) -> tuple[str, ...]:
-    """Decode to nowhere: the key frames and all sound, or everything."""
-    skip = ("-skip_frame:v", "nokey") if decode == "key_frames" else ()
+def decode_argv(ffmpeg: Path, path: Path, decode: Decode, *, video: bool) -> tuple[str, ...]:
+    """Decode to nowhere: the key frames and all sound, or everything. `video`: there are moving pictures."""
+    skip = ("-skip_frame:v", "nokey") if decode == "key_frames" and video else ()  # newer ffmpegs refuse what fits no track
     return (str(ffmpeg), "-nostdin", "-hide_banner", "-loglevel", "level+error", "-nostats", "-progress", "pipe:1",
             "-protocol_whitelist", INPUT_PROTOCOLS, "-format_whitelist", INPUT_FORMATS["media"], *skip, "-i", f"file:{path}",
             "-map", "0:V?", "-map", "0:a?", "-fps_mode", "passthrough", "-f", "null", "file:/dev/null")

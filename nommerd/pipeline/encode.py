@@ -56,7 +56,7 @@ def _failure(context: Context, ended: Exit, input_path: Path) -> NommerdError:
     """Whose fault it was: the input's if that cannot be decoded to nowhere either."""
     words = outcome.last_words(ended.stderr, context.workspace)
     said = f": {words}" if words else ""
-    look = run(decode_argv(context.binaries.ffmpeg, input_path, "key_frames"), cwd=context.workspace, stop=context.stop,
+    look = run(decode_argv(context.binaries.ffmpeg, input_path, "full", video=True), cwd=context.workspace, stop=context.stop,
                stall_seconds=None, timeout_seconds=LOOK_SECONDS)
     context.stop.check()
     if look.code not in (0, None):
