@@ -22,6 +22,8 @@ BYTES_MAX = 64 * 1024
 DEPTH_MAX = 64
 FAULTS_MAX = 50  # nobody reads on after so many
 INTEGER_MAX = 2**63 - 1
+STEP_MAX = 80  # characters of a key in a path
+WORDS_MAX = 1000  # characters of a message: keys and values in it are whoever wrote the document's
 
 _WRITE_OUT = "Write the value out; quote a text that starts with {}."
 
@@ -93,7 +95,7 @@ class Faults:
 
     def add(self, code: str, message: str, hint: str = "", place: str | None = None) -> None:
         """One fault; `code` without its family. The same fault at the same place counts once."""
-        error = self.raises(f"{self.family}.{code}", message, hint, place=place)
+        error = self.raises(f"{self.family}.{code}", clipped(message, WORDS_MAX), clipped(hint, WORDS_MAX), place=place)
         if len(self.errors) < FAULTS_MAX and str(error) not in map(str, self.errors):
             self.errors.append(error)
 
@@ -149,7 +151,13 @@ def joined(path: str, step: str | int) -> str:
     """The path one step further: `stages[1].ffmpeg`."""
     if isinstance(step, int):
         return f"{path}[{step}]"
+    step = clipped(step, STEP_MAX)
     return f"{path}.{step}" if path else step
+
+
+def clipped(text: str, characters: int) -> str:
+    """The text, or its beginning and an ellipsis."""
+    return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 def _from_value(value: Any, path: str, depth: int, faults: Faults) -> Node:

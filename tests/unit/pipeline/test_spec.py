@@ -1,11 +1,16 @@
 """Pipeline documents: what loads, and what is said of what does not."""
 
 import textwrap
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from nommerd.errors import InputError, ManyErrors, NommerdError
 from nommerd.pipeline.loader import Faults, load_value, load_yaml
+from nommerd.pipeline.recipe import Recipe, build_stages, make_recipe
 from nommerd.pipeline.spec import Pipeline, PipelineDocument, read_pipeline, read_preset
 from nommerd.pipeline.stage import Stage
 from nommerd.pipeline.stages import STAGES
@@ -268,3 +273,76 @@ def test_the_models_give_a_json_schema_for_editors():
     schema = PipelineDocument.model_json_schema()
     assert schema["required"] == ["kind", "name", "stages"]
     assert schema["additionalProperties"] is False
+
+
+# --- anything at all ---------------------------------------------------------------------------------------------
+
+TYPED = {
+    "kind": "pipeline", "name": "p",
+    "inputs": {"logo": {"type": "image", "default": "file:///a.png"}},
+    "params": {"w": {"type": "integer", "default": 640, "min": 2}, "r": {"type": "bitrate", "required": True},
+               "c": {"type": "choice", "choices": ["h264", "hevc"], "default": "h264"}},
+    "stages": [
+        "fetch",
+        {"ffmpeg": {"id": "a", "clip": {"start": 1, "end": "1:30"}, "metadata": {"keep": ["title"]},
+                    "video": {"codec": "$c", "bitrate": "$r", "width": "$w"}, "audio": [{"codec": "aac", "bitrate": "128k"}],
+                    "output": {"container": "mp4", "file": "${source.stem}-$w.mp4"}}},
+        {"ffmpeg": {"pass": 1, "options": [["b:v", "$r"], ["vf", "scale=$w:-2"], ["an", None]]}},
+        {"ffmpeg": {"pass": 2, "options": [["b:v", "$r"], ["f", "mp4"]]}},
+        {"faststart": {"input": "a"}}, {"verify": {"decode": "full"}}, "upload", {"notify": {"states": ["ERROR"]}}],
+}
+JUNK = st.sampled_from([
+    None, True, 0, -1, 2**62, 1.5, "", "$", "$w", "${source.stem}", "source", "a", "upload", "fetch", "x" * 2000, "é\u2028",
+    [], {}, [[]], [None], {"a": 1}, {"ffmpeg": None}, {"ffmpeg": {}}, {"pass": 2}, ["vf", "a", "b"], {"x" * 3000: 1},
+    {"type": "string"}, {"type": "choice", "choices": [1]},
+])
+CHANGES = st.tuples(st.integers(0, 10**6), JUNK, st.sampled_from(["replace", "remove", "change"]))
+
+
+def paths(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    yield path
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for step, child in items:
+        yield from paths(child, (*path, step))
+
+
+def put(value: Any, path: tuple[Any, ...], junk: Any, how: str) -> Any:
+    """The document with one thing in it replaced, removed, renamed or doubled."""
+    if not path:
+        return junk
+    copy = dict(value) if isinstance(value, dict) else list(value)
+    step, rest = path[0], path[1:]
+    if rest or how == "replace":
+        copy[step] = put(value[step], rest, junk, how)
+    elif how == "remove":
+        del copy[step]
+    elif isinstance(copy, list):
+        copy.insert(step, copy[step])
+    else:
+        copy[f"{step}x"] = copy.pop(step)
+    return copy
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(CHANGES, min_size=1, max_size=3))
+def test_a_damaged_document_is_a_pipeline_or_clean_faults_each_with_a_place(changes):
+    document: Any = TYPED
+    for number, junk, how in changes:
+        found = list(paths(document))
+        document = put(document, found[number % len(found)], junk, how)
+    faults = Faults(InputError)
+    pipeline = read_pipeline(load_value(document, InputError, root="body"), STAGES, "api", faults)
+    assert (pipeline is None) == bool(faults.errors)
+    assert all(isinstance(error, InputError) and error.place and len(str(error)) < 3000 for error in faults.errors)
+    if pipeline is not None:
+        try:
+            recipe = make_recipe(pipeline, {"r": "1M"}, STAGES)
+        except (InputError, ManyErrors):
+            return
+        assert Recipe.decode(recipe.document) == recipe
+        build_stages(recipe, STAGES)
+
+
+def test_the_undamaged_document_loads():
+    faults = Faults()
+    assert read_pipeline(load_value(TYPED), STAGES, "disk", faults) is not None, faults.errors
