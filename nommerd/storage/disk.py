@@ -61,7 +61,8 @@ def fresh(path: Path) -> Iterator[int]:
     """A descriptor to write a file of the workspace by, which replaces one that is there, and is removed when the block
     fails."""
     with errors("node", "The workspace"):
-        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        flags = os.O_CREAT | os.O_WRONLY | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        descriptor = runtime.in_pool(os.open, path, flags, 0o600)
     with _kept_if_done(path, descriptor):
         yield descriptor
 
@@ -76,13 +77,14 @@ def staged(path: Path) -> Iterator[int]:
 
 @contextmanager
 def _kept_if_done(path: Path, descriptor: int) -> Iterator[None]:
+    """Closes it, and removes it if the block failed: in the pool, since freeing a large file takes a while."""
     try:
         yield
     except BaseException:
-        path.unlink(missing_ok=True)
+        runtime.in_pool(path.unlink, True)
         raise
     finally:
-        os.close(descriptor)
+        runtime.in_pool(os.close, descriptor)
 
 
 def copy(source: int, target: int, size: int, on_bytes: OnBytes, stop: Stop) -> int:

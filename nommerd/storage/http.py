@@ -65,11 +65,8 @@ class HttpStorage(Storage):
     def exists(self, uri: str) -> bool | None:
         """By HEAD, so None as well for a presigned URL that is good for PUT alone."""
         self.check_dest(uri)
-        try:
-            with watched(lambda: self._egress.head(uri, "dest"), None, HEAD_SECONDS) as answer:
-                return {200: True, 204: True, 404: False, 410: False}.get(answer.status)
-        except (NommerdError, TimeoutError):
-            return None
+        status, _ = self._head(uri, None)
+        return {200: True, 204: True, 404: False, 410: False}.get(status)
 
     def begin(self, uri: str, token: int) -> Staging:
         """There is no staging place: the handle only tells uploads of this process apart."""
@@ -87,7 +84,7 @@ class HttpStorage(Storage):
         upload = self._uploads.pop(staging.handle, None)
         if upload is None:
             raise Fenced("This upload was revoked.")
-        if not overwrite and self.exists(staging.uri):
+        if not overwrite and self._head(staging.uri, upload.stop)[0] in (200, 204):
             raise _exists()
         upload.confirm()
         with disk.errors("node", "The workspace"):
@@ -127,7 +124,7 @@ class HttpStorage(Storage):
                     wait = retry_after_seconds(answer.headers.get("Retry-After"), utcnow())
                     return wait or 0.0, InfrastructureError("dest.unavailable",
                                                            f"{answer.host} answered {answer.status} to PUT.")
-                if answer.status == 412 and unsure and self._has(uri, size):
+                if answer.status == 412 and unsure and self._head(uri, upload.stop) == (200, str(size)):
                     return 0.0, None  # it is ours: the earlier try did arrive
                 if not 200 <= answer.status < 300:
                     raise _refusal(answer)
@@ -137,12 +134,13 @@ class HttpStorage(Storage):
                 raise
             return 0.0, error
 
-    def _has(self, uri: str, size: int) -> bool:
+    def _head(self, uri: str, stop: Stop | None) -> tuple[int, str | None]:
+        """Status and Content-Length; 0 without an answer."""
         try:
-            with watched(lambda: self._egress.head(uri, "dest"), None, HEAD_SECONDS) as answer:
-                return answer.status == 200 and answer.headers.get("Content-Length") == str(size)
+            with watched(lambda: self._egress.head(uri, "dest"), stop, HEAD_SECONDS) as answer:
+                return answer.status, answer.headers.get("Content-Length")
         except (NommerdError, TimeoutError):
-            return False
+            return 0, None
 
 
 class _Body:

@@ -16,7 +16,7 @@ from nommerd.storage.http_fetch import Patience
 from tests.http_site import serve
 
 MAX_SOURCE_BYTES = 12_000_000
-QUICK = Patience(tries=4, backoff_seconds=0.01, answer_seconds=10, stall_seconds=0.5, bytes_a_second=4096)
+QUICK = Patience(tries=4, backoff_seconds=0.01)
 
 
 @dataclass(frozen=True)

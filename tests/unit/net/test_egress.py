@@ -8,6 +8,7 @@ import sys
 import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nommerd import __version__
 from nommerd.errors import InfrastructureError, InputError, NommerdError, Stop
@@ -105,6 +108,12 @@ def test_what_spells_a_private_address_is_refused_before_anything_is_resolved(ho
 def test_what_is_no_http_url_is_refused(url: str) -> None:
     for call in (Egress().check, Egress().get):
         assert refusal(lambda call=call: call(url, "source")).code == "source.bad_uri"  # type: ignore[misc]
+
+
+@given(st.one_of(st.text(), st.text().map("http://".__add__), st.text().map("https://user:pw@host/".__add__)))
+def test_no_text_makes_the_check_fail_but_by_refusing(url: str) -> None:
+    with suppress(InputError):
+        Egress().check(url, "source")
 
 
 def test_a_name_that_leads_to_a_private_address_is_refused_and_named(site: Site, names: Names) -> None:
@@ -259,10 +268,16 @@ def test_a_certificate_must_be_trusted_and_for_the_name_not_the_address(tmp_path
         assert refusal(lambda: Egress(LOCAL).get(f"https://media.example:{at}/a")).code == "source.bad_certificate"
 
 
-def test_it_works_without_gevent(site: Site) -> None:
+def test_it_works_without_gevent(site: Site, tmp_path: Path) -> None:
     script = f"""
         from nommerd.net.egress import Egress
-        from nommerd.errors import InputError
+        from nommerd.errors import InputError, Stop
+        from nommerd.storage import build_registry
+        from pathlib import Path
+        registry = build_registry(["{tmp_path}"], Egress(["127.0.0.0/8"]), 1000)
+        for uri in ("{site.url}/a", "file://{tmp_path}/first"):
+            target = Path("{tmp_path}", "first" if uri[0] == "h" else "second")
+            print(registry.for_uri(uri).fetch(uri, target, lambda done, total: None, Stop()).bytes)
         with Egress(["127.0.0.0/8"]).get("{site.url}/a") as answer:
             print(answer.read(100))
         try:
@@ -273,4 +288,4 @@ def test_it_works_without_gevent(site: Site) -> None:
         print("gevent" in sys.modules)
     """
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
-    assert done.stdout.split("\n")[:3] == ["b'media'", "source.forbidden_address", "False"], done.stderr
+    assert done.stdout.split() == ["5", "5", "b'media'", "source.forbidden_address", "False"], done.stderr

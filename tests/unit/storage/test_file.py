@@ -7,9 +7,12 @@ import hashlib
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nommerd.errors import Fenced, InfrastructureError, InputError, NommerdError, Stop
 from nommerd.storage import disk, same_place
@@ -79,6 +82,22 @@ def test_another_text_is_refused_with_what_to_write(uri: str) -> None:
     assert code(caught) == "dest.bad_uri"
     assert caught.value.hint
     assert "canary" not in str(caught.value)
+
+
+NAMES = st.binary(min_size=1).filter(lambda name: not {b"/"[0], 0} & set(name) and name not in (b".", b".."))
+
+
+@given(st.lists(NAMES, min_size=1))
+def test_every_path_has_a_uri_that_names_it(parts: list[bytes]) -> None:
+    path = Path(os.fsdecode(b"/" + b"/".join(parts)))
+    assert path_of(uri_of(path)) == path
+    assert uri_of(path).isascii()
+
+
+@given(st.one_of(st.text(), st.text().map("file:///".__add__), st.text().map("file:".__add__)))
+def test_every_other_text_is_refused_or_absolute(uri: str) -> None:
+    with suppress(InputError):
+        assert path_of(uri).is_absolute()
 
 
 def test_without_roots_nothing_is_allowed_and_the_setting_is_named(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from nommerd.storage.http_fetch import Patience
 from tests.http_site import Act, Handler, Site, cut_after, drip, endless, etag, serve, status
 
 BODY = os.urandom(3_000_000)
-PATIENCE = Patience(tries=3, backoff_seconds=0.01, answer_seconds=1.0, stall_seconds=0.4, bytes_a_second=4096)
+PATIENCE = Patience(tries=3, backoff_seconds=0.01)
+IMPATIENCE = Patience(tries=2, backoff_seconds=0.01, answer_seconds=0.5, stall_seconds=0.4, bytes_a_second=4096)
 
 
 @pytest.fixture
@@ -29,7 +30,12 @@ def site() -> Iterator[Site]:
 
 @pytest.fixture
 def storage() -> HttpStorage:
-    return HttpStorage(Egress(["127.0.0.0/8"], read_seconds=3.0), 10_000_000, PATIENCE)
+    return HttpStorage(Egress(["127.0.0.0/8"], read_seconds=10.0), 10_000_000, PATIENCE)
+
+
+@pytest.fixture
+def impatient() -> HttpStorage:
+    return HttpStorage(Egress(["127.0.0.0/8"]), 10_000_000, IMPATIENCE)
 
 
 def fetch(storage: HttpStorage, site: Site, target: Path, name: str = "/a.mov", stop: Stop | None = None) -> bytes:
@@ -180,20 +186,20 @@ def test_a_body_without_end_stops_at_the_limit(storage: HttpStorage, site: Site,
     assert site.sent < 60_000_000
 
 
-def test_a_body_that_drips_counts_as_cut(storage: HttpStorage, site: Site, tmp_path: Path) -> None:
+def test_a_body_that_drips_counts_as_cut(impatient: HttpStorage, site: Site, tmp_path: Path) -> None:
     over = threading.Event()
     site.script["/a.mov"] = [drip(b"HTTP/1.1 200 OK\r\nContent-Length: 3000000\r\n\r\n", 0.02, over) for _ in range(3)]
     try:
-        assert refused(storage, site, tmp_path / "s").code == "source.stalled"
+        assert refused(impatient, site, tmp_path / "s").code == "source.stalled"
     finally:
         over.set()
 
 
-def test_headers_that_drip_are_not_waited_for(storage: HttpStorage, site: Site, tmp_path: Path) -> None:
+def test_headers_that_drip_are_not_waited_for(impatient: HttpStorage, site: Site, tmp_path: Path) -> None:
     over = threading.Event()
     site.script["/a.mov"] = [drip(b"HTTP/1.1 200 OK\r\nX: ", 0.05, over) for _ in range(3)]
     try:
-        assert refused(storage, site, tmp_path / "s").code == "source.unavailable"
+        assert refused(impatient, site, tmp_path / "s").code == "source.unavailable"
     finally:
         over.set()
 
