@@ -6,6 +6,7 @@ Everything is read and checked at once, so that `config check` and a starting fe
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from nommerd.errors import ConfigError, InputError, ManyErrors, NommerdError
-from nommerd.pipeline.loader import BYTES_MAX, Faults, Node, load_yaml
+from nommerd.pipeline.loader import BYTES_MAX, load_yaml
 from nommerd.pipeline.params import Value, accept, from_text, known_hint
 from nommerd.pipeline.recipe import Inputs, Recipe, make_recipe
 from nommerd.pipeline.spec import (
@@ -30,8 +31,10 @@ from nommerd.pipeline.spec import (
 )
 from nommerd.pipeline.stage import Stage
 from nommerd.pipeline.stages import STAGES
+from nommerd.pipeline.tree import Faults, Node
 
 Kind = Literal["pipelines", "presets"]
+REMEMBERED_MAX, REMEMBERED_BYTES = 256, 8192  # recipes kept, and how long their documents may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class Catalog:
         self.pipelines: dict[str, Pipeline] = {}
         self.presets: dict[str, Preset] = {}
         self._broken: dict[tuple[Kind, str], list[NommerdError]] = {}
+        self._recipes: dict[tuple[int, str, str], Recipe] = {}
         for name, file in self._files("pipelines").items():
             pipeline = self._guarded("pipelines", name, file, self._read_pipeline)
             if pipeline is not None:
@@ -145,9 +149,24 @@ class Catalog:
 
     def _recipe(self, pipeline: Pipeline, params: Mapping[str, Any], trusted: Mapping[str, Value], inputs: Inputs | None,
                 origin: Origin) -> Recipe:
-        recipe = make_recipe(pipeline, params, self.stages, trusted=trusted, origin=origin)
+        recipe = self._made(pipeline, params, trusted, origin)
         recipe.complete_inputs(inputs or {})
         return recipe
+
+    def _made(self, pipeline: Pipeline, params: Mapping[str, Any], trusted: Mapping[str, Value], origin: Origin) -> Recipe:
+        """Remembered for params that come again: making one takes half a millisecond, which a burst of jobs would feel."""
+        try:
+            key = (id(pipeline), origin, json.dumps([params, trusted], sort_keys=True))
+        except (TypeError, ValueError):  # no JSON: it will be refused
+            return make_recipe(pipeline, params, self.stages, trusted=trusted, origin=origin)
+        found = self._recipes.get(key)
+        if found is None:
+            found = make_recipe(pipeline, params, self.stages, trusted=trusted, origin=origin)
+            if len(self._recipes) >= REMEMBERED_MAX:
+                self._recipes.clear()
+            if len(found.document) <= REMEMBERED_BYTES and pipeline is self.pipelines.get(pipeline.name):
+                self._recipes[key] = found
+        return found
 
     def _named(self, kind: Kind, name: str, known: Mapping[str, Any]) -> Any:
         if name in known:

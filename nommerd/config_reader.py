@@ -15,7 +15,8 @@ from pydantic_core import ErrorDetails
 
 from nommerd.config import LATER_SCHEMES, Settings
 from nommerd.errors import ConfigError, ManyErrors, NommerdError
-from nommerd.pipeline.loader import load_yaml, walk
+from nommerd.pipeline.loader import load_yaml
+from nommerd.pipeline.tree import walk
 from nommerd.places import default_data_dir
 from nommerd.secrets import Secret
 

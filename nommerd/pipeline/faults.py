@@ -11,8 +11,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import ErrorDetails
 
-from nommerd.pipeline.loader import Faults, Node, joined
 from nommerd.pipeline.params import describe, known_hint, meant
+from nommerd.pipeline.tree import Faults, Node, joined
 
 M = TypeVar("M", bound=BaseModel)
 Path = tuple[str | int, ...]

@@ -1,7 +1,7 @@
 """YAML text as a tree that knows where everything stands.
 
 The YAML 1.2 core schema on top of libyaml's events: `NO`, `on`, `1:30`, `16:9`, `017` and dates stay the text the operator
-wrote. Not even read are aliases, anchors, merge keys, tags, directives, duplicate keys and several documents in one file.
+wrote. Aliases, anchors, merge keys, tags, duplicate keys and several documents in one file are refused.
 The tree is built from the events with a stack of our own: PyYAML's composer recurses (60 KB of `[` crash it), and its
 constructors let a merge key of 400 bytes work for half a minute.
 """
@@ -10,104 +10,31 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
-from nommerd.errors import ConfigError, ManyErrors, NommerdError
+from nommerd.errors import ConfigError, NommerdError
+from nommerd.pipeline.tree import DEPTH_MAX, FAULTS_MAX, Faults, Node, Scalar, check_text, in_range
 
 BYTES_MAX = 64 * 1024
-DEPTH_MAX = 64
-FAULTS_MAX = 50  # nobody reads on after so many
-INTEGER_MAX = 2**63 - 1
-STEP_MAX = 80  # characters of a key in a path
-WORDS_MAX = 1000  # characters of a message: keys and values in it are whoever wrote the document's
-
 _WRITE_OUT = "Write the value out; quote a text that starts with {}."
-
-Scalar = str | int | float | bool | None
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 _INTEGER = re.compile(r"[-+]?(0|[1-9][0-9]*)")
 _OCTAL = re.compile(r"0o[0-7]+")
 _HEXADECIMAL = re.compile(r"0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
-_LINE = re.compile(r":([0-9]+):([0-9]+)$")
 _LEADING_ZERO = re.compile(r"[-+]?0[0-9]+")
 _NOT_FINITE = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 _WORDS: dict[str, Scalar] = {
     "": None, "~": None, "null": None, "Null": None, "NULL": None,
     "true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False,
 }
-# What YAML lets stand in a stream; and what may come out of an escape sequence or a JSON body.
+# What YAML does not let stand in a stream.
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufefe\uff00-\ufffd\U00010000-\U0010ffff]")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """A value, its parts, and where it stands: `file:line:column`, or the path to it in a JSON body.
-
-    `key_place` is where its key stands, for a value in a mapping.
-    """
-
-    value: Scalar | dict[str, Node] | list[Node]
-    place: str
-    key_place: str
-
-    def plain(self) -> Any:
-        """The value without places, of dicts, lists and scalars."""
-        if isinstance(self.value, dict):
-            return {key: node.plain() for key, node in self.value.items()}
-        if isinstance(self.value, list):
-            return [node.plain() for node in self.value]
-        return self.value
-
-    def get(self, *path: str | int) -> Node | None:
-        """The node under this path, None where there is none."""
-        node: Node | None = self
-        for step in path:
-            node = node._child(step) if node else None
-        return node
-
-    def _child(self, step: str | int) -> Node | None:
-        if isinstance(self.value, dict):
-            return self.value.get(step) if isinstance(step, str) else None
-        if isinstance(self.value, list) and isinstance(step, int):
-            return self.value[step] if 0 <= step < len(self.value) else None
-        return None
-
-    def replace(self, value: Scalar | dict[str, Node] | list[Node]) -> Node:
-        """Another value in the same place."""
-        return Node(value, self.place, self.key_place)
-
-
-class Faults:
-    """Collects what is wrong with one document. `raises` says whose document it is: ConfigError for what the operator
-    wrote, InputError for what a caller sent."""
-
-    def __init__(self, raises: type[NommerdError] = ConfigError, family: str = "recipe") -> None:
-        self.raises = raises
-        self.family = family
-        self.errors: list[NommerdError] = []
-
-    def add(self, code: str, message: str, hint: str = "", place: str | None = None) -> None:
-        """One fault; `code` without its family. The same fault at the same place counts once."""
-        error = self.raises(f"{self.family}.{code}", clipped(message, WORDS_MAX), clipped(hint, WORDS_MAX), place=place)
-        if len(self.errors) < FAULTS_MAX and str(error) not in map(str, self.errors):
-            self.errors.append(error)
-
-    def sort(self) -> None:
-        """In the order of the document, where places have lines."""
-        self.errors.sort(key=lambda error: [(int(line), int(column)) for line, column in _LINE.findall(error.place or "")])
-
-    def check(self) -> None:
-        """Raise what was found: the error itself if it is one, ManyErrors if there are more, from top to bottom."""
-        self.sort()
-        if self.errors:
-            raise self.errors[0] if len(self.errors) == 1 else ManyErrors(self.errors)
 
 
 def load_yaml(text: str | bytes, file: str, raises: type[NommerdError] = ConfigError, family: str = "recipe") -> Node:
@@ -137,55 +64,6 @@ def load_yaml(text: str | bytes, file: str, raises: type[NommerdError] = ConfigE
         faults.check()
     assert builder.root is not None
     return builder.root
-
-
-def load_value(value: Any, raises: type[NommerdError] = ConfigError, family: str = "recipe", root: str = "") -> Node:
-    """A tree from parsed JSON (dicts, lists, scalars), under the same limits; places are paths below `root`."""
-    faults = Faults(raises, family)
-    node = _from_value(value, root, 0, faults)
-    faults.check()
-    return node
-
-
-def joined(path: str, step: str | int) -> str:
-    """The path one step further: `stages[1].ffmpeg`."""
-    if isinstance(step, int):
-        return f"{path}[{step}]"
-    step = clipped(step, STEP_MAX)
-    return f"{path}.{step}" if path else step
-
-
-def clipped(text: str, characters: int) -> str:
-    """The text, or its beginning and an ellipsis."""
-    return text if len(text) <= characters else text[: characters - 1] + "…"
-
-
-def _from_value(value: Any, path: str, depth: int, faults: Faults) -> Node:
-    if depth > DEPTH_MAX:
-        faults.add("bad_value", f"Nested more than {DEPTH_MAX} deep.", place=path)
-        return Node(None, path, path)
-    if isinstance(value, dict):
-        for key in value:
-            _check_text(str(key), path, faults, "bad_value")
-        return Node({str(k): _from_value(v, joined(path, str(k)), depth + 1, faults) for k, v in value.items()}, path, path)
-    if isinstance(value, list | tuple):
-        return Node([_from_value(v, joined(path, i), depth + 1, faults) for i, v in enumerate(value)], path, path)
-    if isinstance(value, str):
-        _check_text(value, path, faults, "bad_value")
-    elif isinstance(value, int | float) and not _in_range(value):
-        faults.add("bad_value", "A number out of range.", place=path)
-    elif value is not None and not isinstance(value, int | float):
-        faults.add("bad_value", f"{type(value).__name__} is no JSON value.", place=path)
-    return Node(value, path, path)
-
-
-def _in_range(number: int | float) -> bool:
-    return math.isfinite(number) if isinstance(number, float) else abs(number) <= INTEGER_MAX
-
-
-def _check_text(text: str, place: str, faults: Faults, code: str) -> None:
-    if found := _CONTROL.search(text):
-        faults.add(code, f"A control character (U+{ord(found[0]):04X}) in a text.", "Remove it.", place)
 
 
 def _decoded(text: str | bytes, file: str, faults: Faults) -> str:
@@ -309,7 +187,7 @@ class _Builder:
         elif event.value in top.value:
             first = top.value[event.value].key_place
             self._fault(f"The key {event.value!r} stands here a second time.", f"The first is at {first}.", place)
-        _check_text(event.value, place, self.faults, "bad_yaml")
+        check_text(event.value, place, self.faults, "bad_yaml")
         top.key, top.next_key_place, top.expects_key = event.value, place, False
 
     def _put(self, node: Node, key_place: str | None) -> None:
@@ -340,7 +218,7 @@ class _Builder:
     def _scalar(self, event: Any, place: str) -> Scalar:
         text: str = event.value
         if not event.implicit[0]:
-            _check_text(text, place, self.faults, "bad_yaml")
+            check_text(text, place, self.faults, "bad_yaml")
             return text
         try:
             return plain_scalar(text)
@@ -358,7 +236,7 @@ def plain_scalar(text: str) -> Scalar:
     for pattern, read in _NUMBERS:
         if pattern.fullmatch(text) and not _LEADING_ZERO.fullmatch(text):
             number = read(text) if len(text) < 400 else math.inf
-            if not _in_range(number):
+            if not in_range(number):
                 raise ValueError(f"The number {text[:24]}{'…' if len(text) > 24 else ''} is out of range.")
             return number
     return text
@@ -367,14 +245,3 @@ def plain_scalar(text: str) -> Scalar:
 _NUMBERS: tuple[tuple[re.Pattern[str], Callable[[str], int | float]], ...] = (
     (_INTEGER, int), (_OCTAL, lambda text: int(text, 8)), (_HEXADECIMAL, lambda text: int(text, 16)), (_FLOAT, float),
 )
-
-
-def walk(node: Node, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Node]]:
-    """Every node below this one with its path, this one first."""
-    yield path, node
-    if isinstance(node.value, dict):
-        for key, child in node.value.items():
-            yield from walk(child, (*path, key))
-    elif isinstance(node.value, list):
-        for index, child in enumerate(node.value):
-            yield from walk(child, (*path, index))

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from nommerd.media.units import parse_bitrate, parse_duration
-from nommerd.pipeline.loader import Faults, Node
+from nommerd.pipeline.tree import Faults, Node
 
 ParamType = Literal["integer", "number", "string", "boolean", "bitrate", "duration", "choice"]
 Value = str | int | float | bool

@@ -18,12 +18,12 @@ from nommerd.errors import ConfigError, InfrastructureError, InputError, ManyErr
 from nommerd.job import JobState
 from nommerd.media.options import check_options
 from nommerd.pipeline.faults import inspect, sentence
-from nommerd.pipeline.loader import Faults, load_value
 from nommerd.pipeline.params import Value, accept, known_hint
 from nommerd.pipeline.spec import Finding, InputSpec, Origin, Pipeline, Registry, fill, find_faults
 from nommerd.pipeline.stage import Stage
 from nommerd.pipeline.stages.ffmpeg import merge_passes
 from nommerd.pipeline.structure import Outline, outline, output_ids
+from nommerd.pipeline.tree import Faults, load_value
 
 SCHEMA_VERSION = 1
 OPTIONS = ("input_options", "options")  # the settings with raw ffmpeg options

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 from nommerd.pipeline.faults import WRONG_TYPE, Complaint, inspect, sentence, validate
-from nommerd.pipeline.loader import Faults, Node
 from nommerd.pipeline.params import (
     ParamName,
     ParamSpec,
@@ -28,6 +27,7 @@ from nommerd.pipeline.params import (
 )
 from nommerd.pipeline.stage import Stage
 from nommerd.pipeline.structure import Outline, check_structure, outline
+from nommerd.pipeline.tree import Faults, Node
 from nommerd.secrets import has_secret
 
 Origin = Literal["disk", "api"]

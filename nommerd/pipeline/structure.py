@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from nommerd.pipeline.loader import Faults
 from nommerd.pipeline.params import known_hint
+from nommerd.pipeline.tree import Faults
 
 if TYPE_CHECKING:
     from nommerd.pipeline.spec import StageEntry
@@ -81,7 +81,11 @@ class _Check:
 
     def passes(self) -> None:
         before = 0
+        first: Outline | None = None
         for entry, stage in self.pairs:
+            first = stage if stage.number <= 1 else first
+            if stage.number > 1 and first is not None and stage.input not in (None, first.input):
+                self.fault(entry, "the passes of a run have one input", "Name it in the first pass.", "input")
             if stage.number > 1 and stage.number != before + 1:
                 self.fault(entry, f"pass {stage.number} does not follow pass {stage.number - 1}",
                            "Passes are stages one after the other, numbered from 1.", "pass")

@@ -196,6 +196,30 @@ def test_what_a_caller_names_wrongly_is_the_callers_fault(call, code, words):
     assert words in str(error)
 
 
+def test_recipes_that_are_remembered_do_not_mix_types_origins_or_what_was_there_before_a_reload(dirs):
+    text = ("kind: pipeline\nname: mine\nparams:\n  q: {type: number, default: 20}\n  f: {type: string, default: fps=25}\n"
+            "stages: [fetch, ffmpeg: {options: [[crf, $q], [vf, $f], [f, mp4]] }, upload]\n")
+    dirs.pipeline("mine", text)
+    catalog = dirs.catalog()
+    assert catalog.errors == []
+
+    def crf(value):
+        return catalog.resolve(pipeline="mine", params={"q": value}).stages[1].settings["options"][0][1]
+
+    hostile = {"f": "movie=/etc/passwd"}
+    for _ in range(2):
+        assert [repr(crf(value)) for value in (1, 1.0)] == ["1", "1.0"]
+        assert refused(lambda: crf(True)).code == "recipe.bad_param"
+        assert catalog.resolve(pipeline="mine", params=hostile, origin="disk").stages[1].untrusted == ()
+        assert refused(lambda: catalog.resolve(pipeline="mine", params=hostile)).code == "recipe.forbidden_option"
+    dirs.pipeline("mine", text.replace("[crf, $q]", "[qp, $q]"))
+    catalog.reload()
+    assert catalog.resolve(pipeline="mine", params={"q": 1}).stages[1].settings["options"][0] == ["qp", 1]
+    for number in range(1000):
+        assert crf(number) == number
+    assert len(catalog._recipes) <= 256
+
+
 def test_a_pipeline_file_by_path_need_not_be_called_as_its_document(dirs):
     file = dirs.pipeline("x", PIPELINE.replace("{name}", "other"))
     catalog = Catalog([], [])

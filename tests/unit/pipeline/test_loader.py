@@ -8,7 +8,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from nommerd.errors import ConfigError, InputError, ManyErrors, NommerdError
-from nommerd.pipeline.loader import BYTES_MAX, DEPTH_MAX, FAULTS_MAX, Node, load_value, load_yaml, plain_scalar, walk
+from nommerd.pipeline.loader import BYTES_MAX, load_yaml, plain_scalar
+from nommerd.pipeline.tree import DEPTH_MAX, FAULTS_MAX, Node, load_value, walk
 
 TEXTS = [
     "NO", "no", "on", "off", "yes", "y", "1:30", "16:9", "1:02:03.5", "017", "00", "-08", "2026-01-31",

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nommerd.errors import NommerdError
-from nommerd.pipeline.loader import Faults, load_value
 from nommerd.pipeline.params import ParamSpec, accept, as_text, check_spec, expand, from_text, samples, substitute
+from nommerd.pipeline.tree import Faults, load_value
 
 
 def spec(**fields) -> ParamSpec:

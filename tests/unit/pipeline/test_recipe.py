@@ -10,12 +10,13 @@ from hypothesis import strategies as st
 
 from nommerd.errors import ConfigError, InfrastructureError, InputError, ManyErrors
 from nommerd.job import JobState
-from nommerd.pipeline.loader import Faults, load_yaml
+from nommerd.pipeline.loader import load_yaml
 from nommerd.pipeline.recipe import SCHEMA_VERSION, Recipe, StageSpec, UnknownSchema, build_stages, make_recipe
 from nommerd.pipeline.spec import Pipeline, read_pipeline
 from nommerd.pipeline.stage import Stage
 from nommerd.pipeline.stages import STAGES
 from nommerd.pipeline.stages.ffmpeg import Ffmpeg
+from nommerd.pipeline.tree import Faults
 
 WEB = """\
     kind: pipeline

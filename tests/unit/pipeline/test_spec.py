@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nommerd.errors import InputError, ManyErrors, NommerdError
-from nommerd.pipeline.loader import Faults, load_value, load_yaml
+from nommerd.pipeline.loader import load_yaml
 from nommerd.pipeline.recipe import Recipe, build_stages, make_recipe
 from nommerd.pipeline.spec import Pipeline, PipelineDocument, read_pipeline, read_preset
 from nommerd.pipeline.stage import Stage
 from nommerd.pipeline.stages import STAGES
+from nommerd.pipeline.tree import Faults, load_value
 
 HEAD = "kind: pipeline\nname: p\n"
 MEDIA = "- ffmpeg: {video: {codec: h264, crf: 21}}"
@@ -223,6 +224,7 @@ def raw(number: int) -> str:
     (["- fetch", raw(1), raw(3), "- upload"], "p.yaml:6:18", "pass 3 does not follow pass 2"),
     (["- fetch", raw(1), "- verify", raw(2), "- upload"], "p.yaml:7:18", "pass 2 does not follow"),
     (["- fetch", raw(1), raw(2), raw(2), "- upload"], "p.yaml:7:18", "pass 2 does not follow"),
+    (["- fetch", MEDIA, raw(1), "- ffmpeg: {input: ffmpeg, pass: 2, options: []}", "- upload"], "p.yaml:7:19", "one input"),
     (["- fetch", raw(1), "- ffmpeg: {id: x, pass: 2, options: []}", "- upload"], "p.yaml:6:16", "id of its first pass"),
 ])
 def test_an_order_that_makes_no_sense_is_refused(lines, place, words):
