@@ -46,7 +46,7 @@ class Handling:
         self._lease_seconds, self._max_attempts, self._embedded = lease_seconds, max_attempts, embedded
         self._watch = LeaseWatch(me=me)
         self._settling = Settling(tools, bus, max_attempts)
-        self.active: dict[Key, Stop] = {}  # the jobs in the slots
+        self.active: dict[tuple[Key, int], Stop] = {}  # the claims in the slots: a job lost and won again has two for a moment
         self.watching = Greenlets()
         self.aside = Greenlets()  # short calls to the bus that nobody waits for
 
@@ -81,7 +81,7 @@ class Handling:
 
     def _work(self, job: Job, receipt: Receipt, since: float) -> None:
         """See the claimed job through."""
-        stop = self.active[job.key] = Stop()
+        stop = self.active[job.key, job.token] = Stop()
         if self._stopping.is_set():
             stop.set(ShuttingDown("the worker is stopping"))
         logs.get().info("job.claimed", attempt=job.attempts_charged)
@@ -101,7 +101,7 @@ class Handling:
             else:
                 self._settling.pass_on(settled, verdict, receipt)
         finally:
-            del self.active[job.key]
+            del self.active[job.key, job.token]
 
     def _otherwise(self, action: Action, job: Job | None, delivery: Delivery) -> None:
         if action is Action.WATCH and job is not None:

@@ -67,7 +67,7 @@ class Worker:
     @property
     def active(self) -> tuple[str, ...]:
         """Ids of the jobs in its slots."""
-        return tuple(sorted(key.id for key in self._handling.active))
+        return tuple(sorted({key.id for key, _ in self._handling.active}))
 
     def ready(self) -> bool:
         """Whether it takes work: it is not stopping, and the store can be written."""
