@@ -60,7 +60,8 @@ def ffmpeg(id: str = "ffmpeg", /, **settings: Any) -> Ffmpeg:
 
 
 def parse(**settings: Any) -> FfmpegSettings:
-    return FfmpegSettings.model_validate_json(json.dumps({key.rstrip("_"): value for key, value in settings.items()}), strict=True)
+    document = json.dumps({key.rstrip("_"): value for key, value in settings.items()})
+    return FfmpegSettings.model_validate_json(document, strict=True)
 
 
 def codes(made: Context) -> list[str]:

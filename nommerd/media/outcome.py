@@ -28,8 +28,8 @@ _DAMAGE = re.compile(r"corrupt|discontinuity|continuity check|error while decodi
                      r"partial file|ended prematurely|truncat|missing picture|concealing|PES packet size|"
                      r"error submitting|header missing|invalid as first byte|exceeds containing", re.IGNORECASE)
 # What ffmpeg says after it has said what is wrong.
-_GENERAL = re.compile(r"Conversion failed|Error (?:opening output|initializing|reinitializing|while processing|splitting|parsing)|"
-                      r"Task finished|Nothing was written|Terminating|Could not open encoder|Failed to inject|Error sending|"
+_GENERAL = re.compile(r"Conversion failed|Error (?:opening output|initializing|reinitializing|while processing|splitting)|"
+                      r"Error parsing|Task finished|Nothing was written|Terminating|Could not open encoder|Failed to inject|Error sending|"
                       r"Error while opening encoder|Failed to configure|Error configuring")
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 
