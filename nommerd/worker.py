@@ -42,6 +42,7 @@ from nommerd.workspace import Workspaces
 RECEIVE_SECONDS = 20.0  # one receive waits at most this long
 BACKOFF_FIRST_SECONDS = 0.5
 BACKOFF_MAX_SECONDS = 15.0  # so that work resumes well within half a minute after the bus does
+CLEAN_SECONDS = 10.0  # how often workspaces of dead processes are looked for
 STOP_SECONDS = 4.0  # what running work gets to end and be given back: the process is gone within five
 KILL_SECONDS = 0.15
 BEAT_SECONDS = 0.5  # what the last heartbeat may take
@@ -87,7 +88,7 @@ class Worker:
         """Work until `stop`; returns within STOP_SECONDS and a little."""
         self._beat("ACTIVE")
         self._log.info("worker.started", node=self._me.node, slots=self._slots, version=__version__)
-        loops = [gevent.spawn(self._receive_loop), gevent.spawn(self._heartbeat_loop)]
+        loops = [gevent.spawn(self._receive_loop), gevent.spawn(self._heartbeat_loop), gevent.spawn(self._clean_loop)]
         self._stopping.wait()
         self._shut_down(loops)
         with gevent.Timeout(BEAT_SECONDS, False):
@@ -114,12 +115,15 @@ class Worker:
                 self._busy.spawn(self._handling.handle, delivery)
 
     def _heartbeat_loop(self) -> None:
-        """Also removes the workspaces that dead neighbours left."""
+        while not self._stopping.wait(self._heartbeat_seconds):
+            self._beat("ACTIVE")
+
+    def _clean_loop(self) -> None:
+        """Remove the workspaces that dead neighbours left, and those of this worker's earlier life."""
         while True:
             self._clean()
-            if self._stopping.wait(self._heartbeat_seconds):
+            if self._stopping.wait(min(CLEAN_SECONDS, self._heartbeat_seconds)):
                 return
-            self._beat("ACTIVE")
 
     def _beat(self, state: str) -> None:
         record = WorkerRecord(name=self._me.worker, node=self._me.node, state=state, slots=self._slots, active=self.active,
