@@ -146,10 +146,15 @@ def _original_close() -> Callable[[int], None]:
 
 
 def _fork_and_watch() -> int:
-    """Fork with the parent's loop watching the child, and no gevent in the child."""
-    from gevent import monkey
+    """Fork with the parent's loop watching the child, and no gevent in the child.
+
+    gevent installs its SIGCHLD handler with the first watcher, so after the first fork: on a busy machine that child has
+    ended by then, and nobody ever hears of it.
+    """
+    from gevent import get_hub, monkey
     from gevent import os as gevent_os
 
+    get_hub().loop.install_sigchld()
     return int(gevent_os.fork_and_watch(fork=monkey.get_original("os", "fork")))
 
 

@@ -70,6 +70,27 @@ for free in range(16):
     os.closerange(held[-1], held.pop() + 1)  # one more is free
 """
 
+BUSY = """
+import sys
+from nommerd import runtime
+runtime.patch()
+from pathlib import Path
+from gevent import monkey
+from nommerd.errors import Stop
+from nommerd.media import process
+fork, sleep = monkey.get_original("os", "fork"), monkey.get_original("time", "sleep")
+
+def slow_fork():
+    pid = fork()
+    if pid:
+        sleep(0.5)  # a busy machine: the child has long ended when its parent gets its next turn
+    return pid
+
+monkey.saved["os"]["fork"] = slow_fork
+for _ in range(2):
+    assert process.run(["/bin/true"], cwd=Path(sys.argv[1]), stop=Stop(), stall_seconds=60).ok
+"""
+
 
 def until(condition: Callable[[], object], what: str) -> None:
     """Wait for a condition, not for a time."""
@@ -314,6 +335,12 @@ def test_wherever_descriptors_run_out_a_start_fails_cleanly(tmp_path: Path) -> N
     assert outcomes[0] == "node.cannot_start" and outcomes[-1] == "ok"
     assert set(outcomes) == {"node.cannot_start", "ok"}
     assert outcomes.count("node.cannot_start") > 5, "it failed at each of the descriptors that a start needs"
+
+
+def test_the_first_program_is_seen_to_end_even_if_it_does_so_before_its_parent_watches(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", BUSY, str(tmp_path)], capture_output=True, text=True,
+                          timeout=DEADLINE_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_program_sees_no_secret_no_input_and_no_descriptor_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
