@@ -353,12 +353,12 @@ def _tags(metadata: Metadata, source: Probe) -> tuple[tuple[str, str], ...]:
 def check_wanted(wanted: Wanted) -> str | None:
     """What is wrong with the typed form whatever the source, for people; None where nothing is."""
     container = wanted.container
+    if container in SOUND_ONLY and wanted.video is not None:
+        return f"{container} holds no pictures: leave out `video`, or choose mp4, mov, mkv or webm"
     holds = HOLDS[container]
     for part in (wanted.video, wanted.audio):
         if part is not None and part.codec != "copy" and holds is not None and part.codec not in holds:
             return f"{part.codec} cannot live in {container}"
-    if container in SOUND_ONLY and wanted.video is not None:
-        return f"{container} holds no pictures: leave out `video`, or choose mp4, mov, mkv or webm"
     rates = _SAMPLE_RATES.get(wanted.audio.codec) if wanted.audio is not None else None
     if rates and wanted.audio is not None and wanted.audio.sample_rate not in (None, *rates):
         return f"{wanted.audio.codec} takes no sample rate of {wanted.audio.sample_rate}: {', '.join(map(str, rates))}"
