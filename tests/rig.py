@@ -259,6 +259,11 @@ storage: {{file_roots: ["{self.media}"]}}
             bus.close()
 
 
+def scratch(rig: Rig) -> list[Path]:
+    """What is in the workspaces' directory besides its own lock."""
+    return [path for path in (rig.data / "work").glob("*") if path.name != ".lock"]
+
+
 def path_of(uri: str) -> Path:
     return Path(unquote(urlsplit(uri).path))
 
@@ -292,7 +297,7 @@ def invariants(rig: Rig, *, outputs: Iterable[Path], seconds: float = 45, secret
         strays = sorted(p for p in folder.iterdir() if p not in seen)
         assert strays == [], strays
     wait_until(lambda: not rig.processes("ff"), seconds, lambda: f"no ffmpeg left: {rig.processes('ff')}")
-    wait_until(lambda: not list((rig.data / "work").glob("*")), seconds, f"no scratch left in {rig.data / 'work'}")
+    wait_until(lambda: not scratch(rig), seconds, lambda: f"no scratch left: {scratch(rig)}")
     wait_until(lambda: rig.queued() == 0, seconds, lambda: f"empty queues: {rig.queued()}")
     for secret in secrets:
         for log in rig.logs.iterdir():

@@ -94,7 +94,7 @@ def test_up_restarts_a_worker_that_dies(tmp_path: Path) -> None:
         rig.feeder = up
         wait_until(rig._ready, 30, lambda: rig.tail("up"))
         first = rig.wait_finished(rig.submit(source, rig.media / "a.m4a", preset="audio-aac"), 60)
-        pid = next(pid for pid in children(up.pid) if "worker" in cmdline(pid))
+        pid = next(pid for pid in children(up.pid) if " worker " in cmdline(pid))
         os.kill(pid, signal.SIGKILL)
         second = rig.wait_finished(rig.submit(source, rig.media / "b.m4a", preset="audio-aac"), 60)
         assert first["id"] != second["id"]
