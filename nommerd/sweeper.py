@@ -126,7 +126,7 @@ class Sweeper:
         if self._sending.is_out(job):
             self._sending.mark(job.key)
             swept.marked.append(job.id)
-        else:
+        elif self._store.get(job.key).version == job.version:  # else it was marked or claimed since we looked
             self._send(job, swept)
 
     def _send(self, job: Job, swept: Swept) -> None:

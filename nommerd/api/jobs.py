@@ -10,22 +10,25 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+import gevent
+
 from nommerd import lifecycle
 from nommerd.api import body as bodies
 from nommerd.api.models import Submission, list_query, submission
 from nommerd.api.problems import Refusal, from_error, refuse
 from nommerd.api.waiters import Waiters
-from nommerd.errors import InputError, NommerdError
+from nommerd.errors import InfrastructureError, InputError, NommerdError
 from nommerd.job import DEFAULT_PROJECT, Job, JobState, Key, Priority, Webhook, new_id, utcnow
 from nommerd.pipeline.destination import is_folder
 from nommerd.secrets import Keyring, has_secret, public_uri
 from nommerd.sending import Sending
 from nommerd.storage import same_place
-from nommerd.storage.base import StorageRegistry
+from nommerd.storage.base import Storage, StorageRegistry
 from nommerd.store.base import RECIPE_GRACE_SECONDS, JobExists, JobPage, Store, UnknownJob
 
 IDEMPOTENCY_KEY_MAX = 255
 IDEMPOTENT_ID_DIGITS = 32
+EXISTS_SECONDS = 3.0  # for a destination elsewhere to say whether something is there
 RECORD_BYTES_AT_SUBMIT = 5 * 1024  # the rest of a record's 8 KB is for attempts, events, outputs, warnings
 RECIPES_KEPT = 256
 RECIPE_STORED_SECONDS = RECIPE_GRACE_SECONDS / 4  # how long this process trusts that a recipe it stored is there
@@ -156,9 +159,10 @@ class Jobs:
     def _check_dest(self, wanted: Submission) -> None:
         backend = self.storage.for_uri(wanted.dest, "dest")
         backend.check_dest(wanted.dest)
-        if same_place(wanted.source, wanted.dest):
+        there = False if is_folder(wanted.dest) else _exists(backend, wanted.dest)
+        if public_uri(wanted.source) == public_uri(wanted.dest) or (there is not False and same_place(wanted.source, wanted.dest)):
             raise InputError("dest.is_source", "The destination is the source.", "Choose another destination.")
-        if not wanted.overwrite and not is_folder(wanted.dest) and backend.exists(wanted.dest):
+        if there and not wanted.overwrite:
             raise InputError("dest.exists", "There is something at the destination already.",
                              "Set overwrite to true to replace it, or choose another destination.")
 
@@ -231,6 +235,16 @@ def unknown(job_id: str) -> Refusal:
     """404 for a job that is not there."""
     return refuse(404, "path.id", "request.unknown_job", f"There is no job {bodies.shown(job_id)}.",
                   "Finished jobs are deleted after jobs.keep_finished_days.")
+
+
+def _exists(backend: Storage, uri: str) -> bool | None:
+    """Whether something is there, None where that cannot be told soon: the worker decides when it publishes."""
+    with gevent.Timeout(EXISTS_SECONDS, False):
+        try:
+            return backend.exists(uri)
+        except InfrastructureError:
+            return None
+    return None
 
 
 def _same(job: Job, request_hash: str | None) -> Job:
