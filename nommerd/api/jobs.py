@@ -160,7 +160,8 @@ class Jobs:
         backend = self.storage.for_uri(wanted.dest, "dest")
         backend.check_dest(wanted.dest)
         there = False if is_folder(wanted.dest) else _exists(backend, wanted.dest)
-        if public_uri(wanted.source) == public_uri(wanted.dest) or (there is not False and same_place(wanted.source, wanted.dest)):
+        same = public_uri(wanted.source) == public_uri(wanted.dest)
+        if same or (there is not False and same_place(wanted.source, wanted.dest)):
             raise InputError("dest.is_source", "The destination is the source.", "Choose another destination.")
         if there and not wanted.overwrite:
             raise InputError("dest.exists", "There is something at the destination already.",
