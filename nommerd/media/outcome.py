@@ -24,13 +24,13 @@ _HARMLESS = re.compile(r"non.?monoton|Application provided|Could not find tag|de
                        r"Queue input is backward|Timestamps are unset|not enough frames to estimate rate|No audio data|"
                        r"matches no streams|has not been used for any stream|first frame is no keyframe|"
                        r"co located POCs unavailable|near\) NaN|skipped? .*(?:samples|frames)", re.IGNORECASE)
-_DAMAGE = re.compile(r"corrupt|discontinuity|continuity check|error while decoding|decoding error|invalid (?:data|NAL|packet)|"
+_DAMAGE = re.compile(r"corrupt|continuity check|error while decoding|decoding error|invalid (?:data|NAL|packet)|"
                      r"partial file|ended prematurely|truncat|missing picture|concealing|PES packet size|"
                      r"error submitting|header missing|invalid as first byte|exceeds containing", re.IGNORECASE)
 # What ffmpeg says after it has said what is wrong.
-_GENERAL = re.compile(r"Conversion failed|Error (?:opening output|initializing|reinitializing|while processing|splitting)|"
-                      r"Error parsing|Task finished|Nothing was written|Terminating|Could not open encoder|Failed to inject|Error sending|"
-                      r"Error while opening encoder|Failed to configure|Error configuring")
+_GENERAL = re.compile(r"Conversion failed|Error (?:opening output|initializing|reinitializing|while processing)|"
+                      r"Error (?:splitting|parsing|sending|configuring|while opening encoder)|Task finished|"
+                      r"Nothing was written|Terminating|Could not open encoder|Failed to (?:inject|configure)")
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded", re.IGNORECASE)
 
 

@@ -1,4 +1,4 @@
-"""Whole encodes on real files, by the ffmpeg in PATH and the wheels' alike: what comes out, and what is said of bad sources."""
+"""Whole encodes on real files, by the ffmpeg in PATH and the wheels' alike: what comes out, and how bad sources are named."""
 
 from __future__ import annotations
 
@@ -55,16 +55,16 @@ def refused(workspace: Path, source: Path, build: str, **settings: Any) -> Input
 def test_two_passes_give_the_size_rate_and_sound_that_were_asked_for(tmp_path: Path, build: str) -> None:
     picture = {**PICTURE, "bitrate": "600k", "width": 640, "height": 480}
     del picture["crf"]
-    source = media.clip(seconds=6, size="1280x720", rate=50, metadata={"title": "A film", "comment": "private"})
+    source = media.clip(seconds=4, size="1280x720", rate=50, metadata={"title": "A film", "comment": "private"})
     made, found = encode(tmp_path, source, build, passes=2, video=picture, audio=SOUND)
     video, audio = found.streams
     assert (video.codec, video.width, video.height, video.pixel_format) == ("h264", 640, 360, "yuv420p")
-    assert (video.average_frame_rate, video.sample_aspect_ratio, made.files["ffmpeg"].frames) == (50, 1, 300)
+    assert (video.average_frame_rate, video.sample_aspect_ratio, made.files["ffmpeg"].frames) == (50, 1, 200)
     assert (audio.codec, audio.sample_rate, audio.channels) == ("aac", 48_000, 2)
     assert is_fast_start(found.path) and made.warnings == []
     assert 420_000 < (video.bit_rate or 0) < 780_000
     assert found.tags["title"] == "A film" and "comment" not in found.tags
-    assert found.duration_seconds == pytest.approx(6, abs=0.1)
+    assert found.duration_seconds == pytest.approx(4, abs=0.1)
 
 
 @BUILDS
@@ -80,15 +80,15 @@ def test_raw_passes_as_two_stages_give_one_output(tmp_path: Path, build: str) ->
 
 
 @BUILDS
-def test_a_remux_copies_every_track_bit_by_bit(tmp_path: Path, build: str) -> None:
+def test_a_remux_copies_every_track_as_it_is(tmp_path: Path, build: str) -> None:
     source = media.clip(**SMALL, container="mkv", audio_tracks=2)
     _, found = encode(tmp_path, source, build, **REMUX)
     assert [stream.codec for stream in found.streams] == ["h264", "aac", "aac"] and is_fast_start(found.path)
-    assert _packet_hashes(source) == _packet_hashes(found.path)
+    assert _pictures(source) == _pictures(found.path)
 
 
-def _packet_hashes(path: Path) -> str:
-    """A checksum of what the sound decodes to (pictures change their framing between containers)."""
+def _pictures(path: Path) -> str:
+    """A checksum of the decoded pictures: their packets are framed in another way in another container."""
     done = subprocess.run([str(media.ffmpeg()), "-v", "error", "-i", f"file:{path}", "-map", "0:v", "-f", "md5", "-"],
                           capture_output=True, check=True, timeout=60)
     return done.stdout.decode()
@@ -176,9 +176,10 @@ def test_half_a_film_whose_index_is_at_its_end_is_unreadable(tmp_path: Path, bui
 
 @BUILDS
 @pytest.mark.parametrize("container", ["mp4", "mkv"])
-@pytest.mark.parametrize("settings", [WEB, REMUX, {"audio": SOUND}, {"options": [["c:v", "libx264"], ["preset", "ultrafast"]]}],
+@pytest.mark.parametrize("settings", [WEB, REMUX, {"audio": SOUND}, {"options": [["c:v", "libx264"]]}],
                          ids=["web", "remux", "sound", "raw"])
-def test_half_a_film_that_can_be_opened_is_truncated(tmp_path: Path, build: str, container: str, settings: dict[str, Any]) -> None:
+def test_half_a_film_that_can_be_opened_is_truncated(tmp_path: Path, build: str, container: str,
+                                                     settings: dict[str, Any]) -> None:
     source = media.cut(media.clip(seconds=8, size="320x180", container=container))
     made = stages.context(tmp_path, source, build=build, name="a.mov")
     with pytest.raises(InputError) as caught:
@@ -237,7 +238,8 @@ def host() -> Iterator[tuple[int, list[str]]]:
 
 @BUILDS
 @pytest.mark.parametrize("kind", ["m3u8", "ffconcat", "concat", "sdp", "dash", "text"])
-def test_a_script_that_poses_as_a_film_opens_nothing(tmp_path: Path, build: str, kind: str, host: tuple[int, list[str]]) -> None:
+def test_a_script_that_poses_as_a_film_opens_nothing(tmp_path: Path, build: str, kind: str,
+                                                     host: tuple[int, list[str]]) -> None:
     canary = media.copy(media.clip(seconds=1, size="160x90", container="ts"), tmp_path / "canary.ts")
     url = f"http://127.0.0.1:{host[0]}/x.ts"
     bodies = {
@@ -257,6 +259,6 @@ def test_the_canaries_would_sing(tmp_path: Path) -> None:
     canary = media.copy(media.clip(seconds=1, size="160x90", container="ts"), tmp_path / "canary.ts")
     (tmp_path / "in.mp4").write_text(f"ffconcat version 1.0\nfile {canary}\n")
     with watched(canary) as opened:
-        subprocess.run([str(media.ffprobe()), "-v", "quiet", "-f", "concat", "-safe", "0", f"file:{tmp_path}/in.mp4"], check=True,
-                       timeout=30)
+        subprocess.run([str(media.ffprobe()), "-v", "quiet", "-f", "concat", "-safe", "0", f"file:{tmp_path}/in.mp4"],
+                       check=True, timeout=30)
     assert opened

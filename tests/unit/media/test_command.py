@@ -26,9 +26,10 @@ SOUND = AudioPlan(track=1, encoder="aac", bitrate=128_000, channels=2, sample_ra
 PLAN = Plan(container="mp4", video=VIDEO, audio=(SOUND,), fast_start=True, tags=(("title", "A film"),), total_seconds=10.0,
             total_frames=250, expect=Expectation())
 PICTURE_ARGV = ["-map", "0:V:0", "-c:v", "libx264", "-preset:v", "medium", "-b:v", "2500000", "-g:v", "50", "-filter:v",
-                "fps=25,scale=1280:720,setsar=1", "-pix_fmt:v", "yuv420p", "-r:v", "25", "-fps_mode:v", "cfr", "-threads:v", "2"]
-REST_ARGV = ["-map", "0:a:1", "-c:a:0", "aac", "-filter:a:0", "aresample=async=1", "-ar:a:0", "48000", "-ac:a:0", "2", "-b:a:0",
-             "128000", "-sn", "-dn", "-map_metadata", "-1", "-map_chapters", "-1", "-metadata", "title=A film",
+                "fps=25,scale=1280:720,setsar=1", "-pix_fmt:v", "yuv420p", "-r:v", "25", "-fps_mode:v", "cfr", "-threads:v",
+                "2"]
+REST_ARGV = ["-map", "0:a:1", "-c:a:0", "aac", "-filter:a:0", "aresample=async=1", "-ar:a:0", "48000", "-ac:a:0", "2",
+             "-b:a:0", "128000", "-sn", "-dn", "-map_metadata", "-1", "-map_chapters", "-1", "-metadata", "title=A film",
              "-metadata:s:v:0", "language=eng", "-metadata:s:a:0", "language=deu"]
 END = ["-movflags", "+faststart", "-max_muxing_queue_size", "4096", "-protocol_whitelist", "file", "-f", "mp4",
        "file:/w/out-web.mp4"]
@@ -85,8 +86,8 @@ def test_raw_passes_keep_their_options_in_order() -> None:
     flags = ["-c:v", "libx264", "-b:v", "2500k", "-vf", "scale=-2:720"]
     log = ["-passlogfile", "/w/out-web.pass"]
     assert list(first.argv) == [*HEAD, *INPUT, *SOURCE, *maps, *flags, "-pass", "1", *log, *SILENT, *NOWHERE]
-    assert list(second.argv) == [*HEAD, *INPUT, *SOURCE, *maps, *flags, "-c:a", "aac", "-shortest", "-f", "mp4", "-pass", "2", *log,
-                                 "-protocol_whitelist", "file", "file:/w/out-web.mp4"]
+    assert list(second.argv) == [*HEAD, *INPUT, *SOURCE, *maps, *flags, "-c:a", "aac", "-shortest", "-f", "mp4", "-pass", "2",
+                                 *log, "-protocol_whitelist", "file", "file:/w/out-web.mp4"]
     assert [c.label for c in (first, second)] == ["pass 1", "pass 2"]
 
 
@@ -113,7 +114,8 @@ def test_a_raw_output_must_be_as_long_as_its_source_unless_its_flags_reshape_it(
     assert plain.duration_seconds == 10.0 and plain.duration_certain
     sound = expectation([RawPass(options=[("vn", None)])], FILM, "film.mp4")
     assert sound.duration_seconds == 9.0
-    for name, value in (("t", "5"), ("ss", "1"), ("map", "0:a"), ("vf", "hflip,setpts=2*PTS"), ("af", "atempo=2"), ("frames:v", "1")):
+    for name, value in (("t", "5"), ("ss", "1"), ("map", "0:a"), ("vf", "hflip,setpts=2*PTS"), ("af", "atempo=2"),
+                        ("frames:v", "1")):
         assert expectation([RawPass(options=[(name, value)])], FILM, "film.mp4").duration_seconds is None
 
 

@@ -23,7 +23,8 @@ FTYP, MOOV, MDAT = box(b"ftyp", b"isom"), box(b"moov", b"m" * 9), box(b"mdat", b
 @pytest.mark.parametrize(("body", "expected"), [
     (FTYP + MOOV + MDAT, True), (FTYP + MDAT + MOOV, False), (FTYP + box(b"free") + MOOV + MDAT, True),
     (FTYP + box(b"mdat", b"d" * 50, wide=True) + MOOV, False), (FTYP + MOOV + box(b"mdat", b"d", size=0), True),
-    (FTYP + box(b"mdat", b"d", size=0), None), (FTYP + MDAT, None), (b"", None), (b"text, no film", None), (b"\x1a\x45\xdf\xa3" * 9, None),
+    (FTYP + box(b"mdat", b"d", size=0), None), (FTYP + MDAT, None), (b"", None), (b"text, no film", None),
+    (b"\x1a\x45\xdf\xa3" * 9, None),
     (FTYP + box(b"free", size=3) + MOOV, None), (FTYP + MOOV[:10], True),
 ])
 def test_the_index_comes_first_or_not(tmp_path: Path, body: bytes, expected: bool | None) -> None:

@@ -14,11 +14,14 @@ W = Path("/work/job-1")
 
 
 @pytest.mark.parametrize("line", [
-    "[mpegts @ 0x55] [warning] Packet corrupt (stream = 0, dts = 214490).", "[warning] file:l.ts: corrupt input packet in stream 0",
+    "[mpegts @ 0x55] [warning] Packet corrupt (stream = 0, dts = 214490).",
+    "[warning] file:l.ts: corrupt input packet in stream 0",
     "[h264 @ 0x55] [error] error while decoding MB 16 9", "[matroska,webm @ 0x55] [error] File ended prematurely",
-    "[in#0/matroska,webm @ 0x55] [error] File ended prematurely", "[error] Error while decoding stream #0:0: Invalid data found",
+    "[in#0/matroska,webm @ 0x55] [error] File ended prematurely",
+    "[error] Error while decoding stream #0:0: Invalid data found",
     "[vist#0:0/h264 @ 0x5] [dec:h264 @ 0x6] [error] Decoding error: Invalid data found when processing input",
-    "[mov,mp4,m4a,3gp,3g2,mj2 @ 0x56] [error] stream 1, offset 0x58ce3: partial file", "[mp3float @ 0x5] [error] Header missing",
+    "[mov,mp4,m4a,3gp,3g2,mj2 @ 0x56] [error] stream 1, offset 0x58ce3: partial file",
+    "[mp3float @ 0x5] [error] Header missing",
     "[aac @ 0x5] [error] Input buffer exhausted before END element found",
 ])
 def test_damage_is_recognised(line: str) -> None:
@@ -60,7 +63,8 @@ def test_an_ordinary_failure_is_none_of_these(tmp_path: Path) -> None:
 
 
 def test_last_words_are_the_specific_ones_without_paths_and_hosts() -> None:
-    stderr = ("[h264 @ 0x5] [error] first\n[error] Unrecognized option 'x' in /work/job-1/out.mp4 or /etc/passwd see http://h/x?k=1\n"
+    stderr = ("[h264 @ 0x5] [error] first\n"
+              "[error] Unrecognized option 'x' in /work/job-1/out.mp4 or /etc/passwd see http://h/x?k=1\n"
               "[fatal] Error splitting the argument list: Option not found\n[error] Conversion failed!")
     assert last_words(stderr, W) == "Unrecognized option 'x' in out.mp4 or … see …"
     assert last_words("", W) == ""

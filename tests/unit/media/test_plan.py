@@ -67,14 +67,15 @@ def test_a_picture_is_fitted_inside_its_box(source: tuple[int, int], sar: Fracti
     ((1920, 1080), (720, 720), {"how": "stretch"}, Fitted(720, 720, (720, 720))),
     ((320, 180), (720, 720), {"how": "stretch"}, Fitted(320, 180, (320, 180))),
 ])
-def test_a_picture_is_cropped_padded_or_stretched_to_its_box(source: tuple[int, int], box: tuple[int, int], more: dict[str, Any],
-                                                             expected: Fitted) -> None:
+def test_a_picture_is_cropped_padded_or_stretched_to_its_box(source: tuple[int, int], box: tuple[int, int],
+                                                             more: dict[str, Any], expected: Fitted) -> None:
     assert fit(source, ONE, *box, **more) == expected
 
 
 @pytest.mark.parametrize(("average", "most", "expected"), [
     (Fraction(25), 60, Fraction(25)), (Fraction(2997, 100), 60, Fraction(30_000, 1_001)), (Fraction(30), 60, Fraction(30)),
-    (Fraction(24_000, 1_001), 60, Fraction(24_000, 1_001)), (Fraction(120), 60, Fraction(60)), (Fraction(50), 30, Fraction(25)),
+    (Fraction(24_000, 1_001), 60, Fraction(24_000, 1_001)), (Fraction(120), 60, Fraction(60)),
+    (Fraction(50), 30, Fraction(25)),
     (Fraction(120_000, 1_001), 60, Fraction(60_000, 1_001)), (None, 60, Fraction(25)), (Fraction(13), 60, Fraction(13)),
     (Fraction(123_456_789, 9_999_991), 60, Fraction(123_456_789, 9_999_991).limit_denominator(1_001)),
 ])
@@ -128,7 +129,8 @@ def test_without_an_encoder_the_operator_must_act() -> None:
 
 
 @pytest.mark.parametrize(("codec", "rate", "channels", "expected"), [
-    ("aac", 44_100, 2, (44_100, 2)), ("aac", 96_000, 6, (48_000, 6)), ("aac", 37_800, 2, (48_000, 2)), ("mp3", 48_000, 6, (48_000, 2)),
+    ("aac", 44_100, 2, (44_100, 2)), ("aac", 96_000, 6, (48_000, 6)), ("aac", 37_800, 2, (48_000, 2)),
+    ("mp3", 48_000, 6, (48_000, 2)),
     ("pcm_s24le", 96_000, 2, (96_000, 2)),
 ])
 def test_the_sample_rate_is_always_said(codec: Any, rate: int, channels: int, expected: tuple[int, int]) -> None:
@@ -212,7 +214,9 @@ def test_what_is_no_bit_rate_is_refused(text: Any) -> None:
         parse_bitrate(text)
 
 
-@pytest.mark.parametrize(("text", "seconds"), [("10s", 10), ("1:30", 90), ("250ms", 0.25), (7, 7), ("1:00:00.5", 3600.5), ("2m", 120)])
+@pytest.mark.parametrize(("text", "seconds"), [
+    ("10s", 10), ("1:30", 90), ("250ms", 0.25), (7, 7), ("1:00:00.5", 3600.5), ("2m", 120),
+])
 def test_durations_are_read(text: Any, seconds: float) -> None:
     assert parse_duration(text) == seconds
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from fractions import Fraction
 from pathlib import Path
@@ -56,7 +55,8 @@ def test_packets_are_counted_when_asked() -> None:
 @pytest.mark.parametrize("build", media.BUILDS)
 @pytest.mark.parametrize(("name", "body"), [
     ("text.mp4", b"This is a text, and no film.\n" * 50), ("list.mp4", b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n"),
-    ("script.mp4", b"ffconcat version 1.0\nfile /etc/passwd\n"), ("dash.mp4", b'<?xml version="1.0"?><MPD type="static"></MPD>'),
+    ("script.mp4", b"ffconcat version 1.0\nfile /etc/passwd\n"),
+    ("dash.mp4", b'<?xml version="1.0"?><MPD type="static"></MPD>'),
     ("sdp.mp4", b"v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5004 RTP/AVP 96\n"), ("meta.mp4", b";FFMETADATA1\ntitle=x\n"),
     ("empty.mp4", b""), ("noise.mp4", random.Random(7).randbytes(100_000)), ("zeros.mp4", bytes(10_000)), ("one.mp4", b"\x00"),
     ("captions.mp4", b"1\n00:00:00,000 --> 00:00:01,000\nHello\n\n"), ("page.mp4", b"<html><body>404</body></html>"),
@@ -77,7 +77,8 @@ def test_a_matroska_header_alone_is_unreadable(tmp_path: Path) -> None:
     assert code_of(tmp_path / "a.mkv") == "input.unreadable"
 
 
-@pytest.mark.parametrize("name", ["-dash.mp4", "a:b.mp4", "per%03d.mp4", "new\nline.mp4", "quote'.mp4", "ünï ☃.mp4", "http:x.mp4"])
+@pytest.mark.parametrize("name", ["-dash.mp4", "a:b.mp4", "per%03d.mp4", "new\nline.mp4", "quote'.mp4", "ünï ☃.mp4",
+                                  "http:x.mp4"])
 def test_a_name_is_a_name_and_nothing_else(tmp_path: Path, name: str) -> None:
     path = media.copy(media.clip(seconds=2, size="320x180"), tmp_path / name)
     assert probe(stages.binaries(), path).video[0].codec == "h264"
@@ -129,7 +130,7 @@ def test_a_stop_ends_the_look() -> None:
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     path = media.clip(seconds=2, size="320x180")
     probe(stages.binaries(), path)
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(3):
         probe(stages.binaries(), path)
-    assert len(os.listdir("/proc/self/fd")) <= before
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before
