@@ -140,8 +140,9 @@ class Demo:
         path = self.home / "demo.mp4"
         width, height = CLIP_SIZE
         argv = [str(binaries.ffmpeg), "-nostdin", "-v", "error",
-                "-f", "lavfi", "-i", f"testsrc2=size={width}x{height}:rate=25", "-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000", "-t", str(CLIP_SECONDS), "-c:v", "libx264",
-                "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-c:a", "aac", f"file:{path}"]
+                "-f", "lavfi", "-i", f"testsrc2=size={width}x{height}:rate=25",
+                "-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000", "-t", str(CLIP_SECONDS),
+                "-c:v", "libx264", "-preset", "ultrafast", "-pix_fmt", "yuv420p", "-c:a", "aac", f"file:{path}"]
         ended, _ = process.output(argv, cwd=self.home, stop=Stop(), timeout_seconds=120, max_bytes=4096)
         if not ended.ok:
             raise EncoderError("encoder.failed", f"ffmpeg could not make the clip: {ended.stderr.strip()[-300:]}",

@@ -1,0 +1,44 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer, pip and make. ffmpeg comes from PATH, else from wheels.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+MEDIA ?=
+
+.PHONY: demo test test-all lint bench clean
+
+demo: $(VENV)/.installed
+	$(BIN)/nommerd demo $(if $(MEDIA),"$(MEDIA)")
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest
+
+# The whole suite on the ffmpeg in PATH, then what runs whole jobs on the wheels' one. (Tests of media run on both anyway.)
+test-all: test
+	$(BIN)/python -m tests.wheels tests/acceptance/test_encode.py tests/acceptance/test_demo.py tests/integration/test_worker.py
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check setup.py nommerd tests benchmarks
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks
+
+# Debian's Python brings no ensurepip, but then its pip can fill a virtual environment from outside.
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "nommerd needs Python 3.11 or newer: make PYTHON=/path/to/python3.11"; exit 2; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV) && $(PYTHON) -m venv --without-pip $(VENV) && \
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.python setup.py
+	$(PIP) install --quiet -e '.[ffmpeg]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.python setup.py
+	$(PIP) install --quiet -e '.[dev,ffmpeg]'
+	touch $(VENV)/.installed $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
