@@ -128,7 +128,7 @@ def _refusal(status: int, problem: dict[str, Any]) -> NommerdError:
     """A problem+json answer as an error of ours."""
     kind: type[NommerdError] = InputError if status < 500 else InfrastructureError
     if status == 401:
-        return ConfigError(problem.get("code") or "auth.bad_token", "The feeder does not accept this token.",
+        return ConfigError(problem.get("code") or "request.unauthorized", "The feeder does not accept this token.",
                            "Set NOMMERD_TOKEN to what is in the feeder's token file.")
     entries = [entry for entry in problem.get("errors") or [] if isinstance(entry, dict)]
     faults: list[NommerdError] = [
