@@ -69,8 +69,8 @@ def typed(plan: Plan, job: Job, passes: int = 1) -> tuple[Command, ...]:
     muxer = OUTPUTS[plan.container][0]
     whole = (*_head(job), *_input(job, _clip(plan)), *_video(plan, job.threads), *_audio(plan), *_captions(plan),
              *_metadata(plan))
-    end = (*(("-movflags", "+faststart") if plan.fast_start else ()), "-max_muxing_queue_size", QUEUE_PACKETS,
-           *OUTPUT_PROTOCOLS, "-f", muxer, f"file:{job.output}")
+    end = (*(("-movflags", "+faststart") if plan.fast_start else ()), *_strictness(plan),
+           "-max_muxing_queue_size", QUEUE_PACKETS, *OUTPUT_PROTOCOLS, "-f", muxer, f"file:{job.output}")
     if passes == 1:
         return (_command(plan, job, "copy" if plan.expect.copied else "encode", (*whole, *end)),)
     measure = (*_head(job), *_input(job, _clip(plan)), *_video(plan, job.threads), *_pass(1, job), *SILENT, *NOWHERE)
@@ -98,6 +98,11 @@ def _input(job: Job, options: Sequence[str]) -> tuple[str, ...]:
 def _clip(plan: Plan) -> tuple[str, ...]:
     start = ("-ss", f"{plan.clip_start:.6f}") if plan.clip_start else ()
     return start if plan.clip_seconds is None else (*start, "-t", f"{plan.clip_seconds:.6f}")
+
+
+def _strictness(plan: Plan) -> tuple[str, ...]:
+    """ffmpeg 5 takes FLAC in MP4 for an experiment, and refuses."""
+    return ("-strict", "experimental") if any(track.expect.codec == "flac" for track in plan.audio) else ()
 
 
 def _pass(number: int, job: Job) -> tuple[str, ...]:

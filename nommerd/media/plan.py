@@ -156,7 +156,7 @@ def _sounds(wanted: Wanted, source: Probe, name: str) -> tuple[tuple[int, Stream
     tracks = [(number, stream) for number, stream in enumerate(source.audio) if stream.usable]
     if not tracks and (wanted.audio.required or wanted.video is None):
         raise InputError("input.no_audio", f"{name} has no sound track that can be decoded.")
-    if wanted.audio.tracks == "all":
+    if (wanted.audio.tracks or ("all" if wanted.audio.codec == "copy" else "default")) == "all":
         return tuple(tracks)
     chosen = next((track for track in tracks if track[1].default), None) or next(iter(tracks), None)
     return (chosen,) if chosen is not None else ()

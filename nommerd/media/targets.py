@@ -102,7 +102,7 @@ class Video(Part):
 
 
 class Audio(Part):
-    """Sound. `tracks: all` encodes each track of the source, else the one a player would choose."""
+    """Sound. `tracks: default` is the one a player would choose; where nothing is said: that one, or all for a copy."""
 
     name: Word | None = None
     codec: AudioCodec = "aac"
@@ -110,7 +110,7 @@ class Audio(Part):
     bitrate: Bitrate | None = None
     channels: Annotated[int, Field(ge=1, le=8)] | None = None
     sample_rate: Annotated[int, Field(ge=8_000, le=192_000)] | None = None
-    tracks: Literal["default", "all"] = "default"
+    tracks: Literal["default", "all"] | None = None
     required: bool = False
     loudness: Later = None
     copy_when: Later = None

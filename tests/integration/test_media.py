@@ -95,6 +95,14 @@ def _pictures(path: Path) -> str:
 
 
 @BUILDS
+@pytest.mark.parametrize("codec", ["flac", "libopus", "ac3", "libmp3lame", "alac"])
+def test_a_codec_that_mp4_does_hold_is_copied(tmp_path: Path, build: str, codec: str) -> None:
+    source = media.clip(seconds=1, size="160x90", container="mov" if codec == "alac" else "mkv", audio_codec=codec)
+    made, found = encode(tmp_path, source, build, **REMUX)
+    assert made.warnings == [] and found.audio[0].codec == codec.removeprefix("lib").replace("mp3lame", "mp3")
+
+
+@BUILDS
 def test_a_codec_that_mp4_does_not_hold_is_refused_with_the_reason(tmp_path: Path, build: str) -> None:
     error = refused(tmp_path, media.clip(**SMALL, container="mpg"), build, **REMUX)
     assert error.code == "input.cannot_remux" and "mp2 (sound)" in error.message

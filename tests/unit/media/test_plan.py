@@ -144,6 +144,8 @@ def test_the_default_sound_track_is_taken_and_all_when_asked() -> None:
     source = film(PICTURE, SOUND, second)
     assert [track.track for track in plan(source, video=Video(), audio=Audio()).audio] == [1]
     assert [track.track for track in plan(source, video=Video(), audio=Audio(tracks="all")).audio] == [0, 1]
+    assert [track.track for track in plan(source, audio=Audio(codec="copy")).audio] == [0, 1]
+    assert [track.track for track in plan(source, audio=Audio(codec="copy", tracks="default")).audio] == [1]
 
 
 def test_a_silent_source_loses_nothing_unless_sound_is_required() -> None:
