@@ -1,0 +1,175 @@
+"""The server's own limits, on a real socket, with times shortened."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gevent
+import pytest
+
+from nommerd.api import server as module
+from nommerd.api.body import read_body
+from nommerd.api.server import Server
+from nommerd.errors import ConfigError
+
+SHORT = 0.3
+
+
+def echo(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """Answers with the body; `/early` without reading it, `/slow` after a while."""
+    if environ["PATH_INFO"] == "/slow":
+        gevent.sleep(SHORT)
+    body = b"" if environ["PATH_INFO"] == "/early" else read_body(environ)
+    start_response("200 OK", [("Content-Length", str(len(body)))])
+    return [body]
+
+
+Start = Callable[..., Server]
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
+    monkeypatch.setattr(module, "HEADER_SECONDS", SHORT)
+    servers: list[Server] = []
+
+    def run(connections_max: int = 64) -> Server:
+        server = Server("127.0.0.1", 0, echo, connections_max)
+        server.start()
+        servers.append(server)
+        return server
+    yield run
+    for server in servers:
+        server.finish(1)
+
+
+def connect(server: Server, data: bytes = b"") -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", server.server_port), timeout=10)
+    connection.sendall(data)
+    return connection
+
+
+def until_closed(connection: socket.socket) -> bytes:
+    received = b""
+    try:
+        while data := connection.recv(65536):
+            received += data
+    except ConnectionResetError:
+        pass
+    connection.close()
+    return received
+
+
+def test_a_header_that_drips_is_cut_off(start: Start) -> None:
+    connection = connect(start(), b"GET / HTTP/1.1\r\nHost: x\r\n")
+    begun = time.monotonic()
+    dripping = gevent.spawn(drip, connection)
+    assert until_closed(connection).startswith(b"HTTP/1.1 408 ")
+    assert time.monotonic() - begun < 5
+    dripping.kill()
+
+
+def drip(connection: socket.socket) -> None:
+    for number in range(1000):
+        gevent.sleep(0.02)
+        connection.sendall(b"X-%d: y\r\n" % number)
+
+
+def test_a_request_line_that_never_ends_is_cut_off(start: Start) -> None:
+    begun = time.monotonic()
+    until_closed(connect(start(), b"GET /"))
+    assert time.monotonic() - begun < 5
+
+
+def test_an_idle_connection_is_closed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "IDLE_SECONDS", SHORT)
+    begun = time.monotonic()
+    answer = until_closed(connect(start(), b"GET / HTTP/1.1\r\nHost: x\r\n\r\n"))
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert SHORT <= time.monotonic() - begun < 5
+
+
+def test_a_body_that_drips_is_refused_in_time(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nommerd.api import body
+
+    monkeypatch.setattr(body, "BODY_SECONDS", SHORT)
+    connection = connect(start(), b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc")
+    begun = time.monotonic()
+    until_closed(connection)
+    assert time.monotonic() - begun < 5
+
+
+@pytest.mark.parametrize("head", [
+    b"GET / HTTP/1.1\r\n" + b"".join(b"X-%d: y\r\n" % n for n in range(200)) + b"\r\n",
+    b"GET / HTTP/1.1\r\nX: " + b"y" * 40_000 + b"\r\n\r\n",
+])
+def test_a_header_too_large_is_refused(start: Start, head: bytes) -> None:
+    assert until_closed(connect(start(), head)).startswith(b"HTTP/1.1 431 ")
+
+
+@pytest.mark.parametrize("head", [
+    b"GET /\r\n\r\n",  # HTTP/0.9
+    b"GET / HTTP/3.0\r\n\r\n",
+    b"GET / HTTP/1.1\r\nHost: x\r\n folded\r\n\r\n",
+    b"GET / HTTP/1.1\r\nno colon\r\n\r\n",
+    b"POST / HTTP/1.1\r\nContent-Length: +5\r\n\r\nabcde",
+    b"POST / HTTP/1.1\r\nContent-Length: 1_0\r\n\r\nabcdeabcde",
+    b"POST / HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
+    b"POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nabcdef",
+    b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
+    b"POST / HTTP/1.1\r\nContent-Length : 5\r\n\r\nabcde",
+    b"nonsense\r\n\r\n",
+])
+def test_requests_that_could_be_read_two_ways_are_refused(start: Start, head: bytes) -> None:
+    assert until_closed(connect(start(), head)).startswith(b"HTTP/1.1 400 ")
+
+
+def test_idle_connections_give_way_to_new_ones(start: Start) -> None:
+    server = start(connections_max=8)
+    idle = [connect(server) for _ in range(8)]
+    for _ in range(20):
+        connection = connect(server, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert until_closed(connection).startswith(b"HTTP/1.1 200 ")
+    for connection in idle:
+        connection.close()
+
+
+def test_a_body_nobody_read_does_not_become_the_next_request(start: Start) -> None:
+    smuggled = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
+    connection = connect(start(), b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(smuggled) + smuggled
+                         + b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    assert until_closed(connection).count(b"HTTP/1.1 200 ") == 2
+
+
+def test_a_client_that_waits_for_100_continue_gets_it(start: Start) -> None:
+    connection = connect(start(), b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nExpect: 100-continue\r\n"
+                                  b"Connection: close\r\n\r\n")
+    assert connection.recv(1000).startswith(b"HTTP/1.1 100 ")
+    connection.sendall(b"abc")
+    assert until_closed(connection).endswith(b"abc")
+
+
+def test_finishing_lets_running_requests_end_and_drops_idle_connections(start: Start) -> None:
+    server = start()
+    idle, slow = connect(server), connect(server, b"GET /slow HTTP/1.1\r\nHost: x\r\n\r\n")
+    deadline = time.monotonic() + 10
+    while len(server.pool) < 2 and time.monotonic() < deadline:
+        gevent.sleep(0.01)
+    begun = time.monotonic()
+    server.finish(10)
+    assert time.monotonic() - begun < 5
+    assert until_closed(slow).startswith(b"HTTP/1.1 200 ")
+    assert until_closed(idle) == b""
+    with pytest.raises(ConnectionRefusedError):
+        connect(server)
+
+
+def test_an_address_in_use_is_a_configuration_error(start: Start) -> None:
+    with pytest.raises(ConfigError) as caught:
+        Server("127.0.0.1", start().server_port, echo)
+    assert caught.value.place == "api.port"
+    with pytest.raises(ConfigError):
+        Server("no-such-host.invalid", 0, echo)
