@@ -81,16 +81,16 @@ class Secret:
                                         serialization=core_schema.plain_serializer_function_ser_schema(str))
 
 
-def _userinfo_end(rest: str) -> int:
+def _userinfo_end(rest: str, ports: bool) -> int:
     """Where the user information of an authority ends (behind its `@`), 0 without any.
 
-    An S3 secret may hold `/`, so an authority that is more than host and port, with an `@` further on, is
-    credentials too.
+    An S3 secret may hold `/`, so an authority that is more than host and port, with an `@` further on, is credentials
+    too; a bucket has no port (`ports` False).
     """
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]
     if "@" in host:
         return host.rindex("@") + 1
-    if _PORT_ONLY.match(host):
+    if (ports and _PORT_ONLY.match(host)) or ":" not in host:
         return 0
     return rest.find("@") + 1
 
@@ -101,7 +101,7 @@ def split_uri(uri: str) -> tuple[str, str, str]:
     if match is None:
         return "", "", uri
     rest = uri[match.end():]
-    end = _userinfo_end(rest)
+    end = _userinfo_end(rest, ports=match[1].lower() != "s3")
     return match[0], rest[:end], rest[end:]
 
 
