@@ -62,7 +62,8 @@ def decode(text: str | bytes) -> Message:
         fields: dict[str, Any] = json.loads(text)
         cls = _KINDS[fields.pop("kind")]
         known = {name: fields[name] for name in cls.__dataclass_fields__ if name in fields}
-        if not all(isinstance(known[name], str) for name in ("id", "project")) or type(known["schema_version"]) is not int:
+        numbers = [known["schema_version"], *([known["event_seq"]] if cls is ChangeMessage else [])]
+        if not all(isinstance(known[name], str) for name in ("id", "project")) or any(type(n) is not int for n in numbers):
             raise TypeError
         if cls is JobMessage:
             known["priority"] = Priority(known["priority"])
