@@ -165,7 +165,7 @@ class Codes(ast.NodeVisitor):
         first = node.args[0] if node.args else None
         if method in LOG_METHODS and first is not None:
             self._events.append(first)
-        if method in ("add", "fault") and len(node.args) >= 2 and isinstance(first, ast.Constant) and isinstance(first.value, str):
+        if method == "add" and len(node.args) >= 2 and isinstance(first, ast.Constant) and isinstance(first.value, str):
             self.names |= {first.value} if re.fullmatch(r"[a-z_]+", first.value) else set()
         self.generic_visit(node)
 
