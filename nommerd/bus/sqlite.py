@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from nommerd import logs
 from nommerd.bus.base import (
     MAX_RECEIVES,
     RECEIVE_VISIBILITY_SECONDS,
@@ -28,7 +29,7 @@ _NEXT = "SELECT min(visible_at) FROM messages WHERE queue = ? AND dead = ?"
 _TAKE = """UPDATE messages SET visible_at = ?, received = received + ?, receipt = ? WHERE seq IN (
                SELECT seq FROM messages WHERE queue = ? AND dead = ? AND visible_at <= ? ORDER BY priority, seq LIMIT ?)
            RETURNING priority, seq, id, body, received"""
-_BURY = "UPDATE messages SET dead = ?, receipt = NULL, visible_at = 0 WHERE seq = ?"
+_BURY = "UPDATE messages SET dead = ?, received = received - 1, receipt = NULL, visible_at = 0 WHERE seq = ?"
 _SHOW = "UPDATE messages SET visible_at = ?, receipt = ? WHERE seq = ? AND receipt = ?"
 _DELETE = "DELETE FROM messages WHERE seq = ? AND receipt = ?"
 
@@ -90,6 +91,7 @@ class SqliteQueue(Queue):
 
     def _take(self, limit: int, dead: int) -> list[Delivery]:
         receipt = new_id()
+        buried: list[tuple[str, int]] = []
 
         def run(db: sqlite3.Connection) -> list[tuple[tuple[Any, ...], Message]]:
             taken: list[tuple[tuple[Any, ...], Message]] = []
@@ -99,10 +101,13 @@ class SqliteQueue(Queue):
                                           limit - len(taken))).fetchall()
                 if not rows:
                     break
-                taken.extend((row, message) for row in rows if (message := _sound(db, row)) is not None)
+                taken.extend((row, message) for row in rows if (message := _sound(db, row, buried)) is not None)
             return sorted(taken, key=lambda one: one[0][:2])
 
-        return [SqliteDelivery(self, row, receipt, message) for row, message in self._write(run)]
+        taken = self._write(run)
+        for message_id, why in buried:
+            logs.get().warning("dead_letter", queue=self._name, message=message_id, undecodable=why == UNDECODABLE)
+        return [SqliteDelivery(self, row, receipt, message) for row, message in taken]
 
     def interrupt(self) -> None:
         self._interrupts += 1
@@ -162,16 +167,16 @@ class SqliteBus(Bus):
             self._database.close()
 
 
-def _sound(db: sqlite3.Connection, row: tuple[Any, ...]) -> Message | None:
-    """The message of a row just taken; None where it became a dead letter instead."""
-    _, seq, _, body, received = row
+def _sound(db: sqlite3.Connection, row: tuple[Any, ...], buried: list[tuple[str, int]]) -> Message | None:
+    """The message of a row just taken; None where it became a dead letter instead, which `buried` then tells."""
+    _, seq, message_id, body, received = row
+    why = EXHAUSTED
     try:
         message = decode(body)
+        if received <= MAX_RECEIVES:
+            return message
     except UndecodableMessage:
-        db.execute(_BURY, (UNDECODABLE, seq))
-        return None
-    if received <= MAX_RECEIVES:
-        return message
-    db.execute("UPDATE messages SET received = received - 1 WHERE seq = ?", (seq,))
-    db.execute(_BURY, (EXHAUSTED, seq))
+        why = UNDECODABLE
+    db.execute(_BURY, (why, seq))
+    buried.append((message_id, why))
     return None

@@ -98,7 +98,8 @@ class Store(ABC):
 
     @abstractmethod
     def create(self, job: Job) -> None:
-        """Store a new record, durably. Raises JobExists when the key is taken by a record with another write_id."""
+        """Store a new record, durably. Raises JobExists when the key is taken by a record with another write_id
+        (an empty one is nobody's)."""
 
     @abstractmethod
     def get(self, key: Key) -> Job:

@@ -67,7 +67,8 @@ class TestTheFence:
 
     def test_nobody_may_once_it_was_given_back_broken_or_settled(self, what: str) -> None:
         for end in (lifecycle.give_back(ME, "x", NOON), lifecycle.break_lease(2, KILLED, 3, NOON),
-                    lifecycle.fail(ME, BAD, [], 3, NOON), lifecycle.finish(ME, [], [], NOON), lifecycle.stop_cancelled(ME, NOON)):
+                    lifecycle.fail(ME, BAD, [], 3, NOON), lifecycle.finish(ME, [], [], NOON),
+                    lifecycle.stop_cancelled(ME, NOON)):
             with pytest.raises(Fenced):
                 BY_OWNER[what](ME)(end(running()))
 
