@@ -15,20 +15,21 @@ import fcntl
 import os
 import sqlite3
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import gevent
-from gevent.event import AsyncResult, Event
+from gevent.event import AsyncResult
 from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
 from nommerd.errors import ConfigError, NommerdError
+from nommerd.news import News, NewsDesk
 from nommerd.sqlite_schema import connect, migrate
-from nommerd.wakeup import Wakeup
 
 T = TypeVar("T")
 Operation = Callable[[sqlite3.Connection], T]
@@ -36,7 +37,6 @@ Operation = Callable[[sqlite3.Connection], T]
 BATCH_MAX = 200  # operations in one transaction: the others' turn comes after it
 READERS = 2  # connections, each with a thread while it reads
 WRITE_SECONDS = 20.0  # then a caller stops waiting: the lock file's holder is stopped or the disk hangs
-POLL_SECONDS = 0.025  # how often a waiting process looks whether the file changed
 _ITS_OWN_FAULT = (sqlite3.IntegrityError, sqlite3.ProgrammingError, sqlite3.DataError)
 
 
@@ -52,24 +52,6 @@ class _Entry:
     abandoned: bool = False  # its caller has gone: do not start it
 
 
-class News:
-    """What a waiting reader listens to: set when its topic was written to, here or elsewhere, or somebody pokes it."""
-
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._event = Event()
-
-    def clear(self) -> None:
-        """Before looking at the file: whatever is written from now on ends the next wait."""
-        self._event.clear()
-
-    def poke(self) -> None:
-        self._event.set()
-
-    def wait(self, timeout_seconds: float) -> None:
-        self._database._wait(self._event, timeout_seconds)
-
-
 class Database:
     """One SQLite file, shared by everything in this process that opens the same path. See `open`."""
 
@@ -83,15 +65,9 @@ class Database:
         self._queue: deque[_Entry] = deque()
         self._flusher: gevent.Greenlet | None = None
         self._writer = ThreadPool(1)
-        self._readers = ThreadPool(READERS + 1)
+        self._readers = ThreadPool(READERS)
         self._reading = BoundedSemaphore(READERS)
         self._free: list[sqlite3.Connection] = []
-        self._news: dict[str, set[News]] = {}
-        self._waiting = 0
-        self._poller: gevent.Greenlet | None = None
-        self._poll_connection: sqlite3.Connection | None = None
-        self._seen: int | None = None
-        self._listener: Any = None
         self._connection: sqlite3.Connection | None = None
         self._lock = -1
         try:
@@ -103,8 +79,7 @@ class Database:
         except NommerdError:
             self._release()
             raise
-        self._wakeup = Wakeup(path)
-        self._listen()
+        self._desk = NewsDesk(path)
 
     @classmethod
     def open(cls, path: Path) -> Database:
@@ -130,24 +105,17 @@ class Database:
         self._opened.pop(self.path, None)
         if self._flusher is not None:
             self._flusher.join()
-        for news in set().union(*self._news.values()):
-            news.poke()
-        if self._poller is not None:
-            self._poller.join()
+        self._desk.close()
         self._release()
 
     def _release(self) -> None:
-        if self._listener is not None:
-            self._listener.stop()
-            self._listener.close()
-            self._wakeup.close()
         self._writer.kill()
         self._readers.kill()
-        for connection in (self._connection, self._poll_connection, *self._free):
+        for connection in (self._connection, *self._free):
             if connection is not None:
                 with contextlib.suppress(sqlite3.Error):
                     connection.close()
-        self._connection = self._poll_connection = None
+        self._connection = None
         self._free.clear()
         if self._lock >= 0:
             os.close(self._lock)
@@ -180,7 +148,7 @@ class Database:
                 outcomes = self._writer.apply(self._commit, (batch,))
                 for entry, outcome in zip(batch, outcomes, strict=True):
                     entry.result.set(outcome)
-                self._tell(_topics(batch, outcomes))
+                self._desk.tell(_topics(batch, outcomes))
         finally:
             self._flusher = None
 
@@ -195,7 +163,7 @@ class Database:
         except (sqlite3.Error, OSError) as error:
             return [(False, DatabaseUnavailable(f"{self.path.name}: {error}")) for _ in batch]
         for topic in _topics(batch, outcomes):
-            self._wakeup.send(topic.encode())
+            self._desk.wakeup.send(topic.encode())
         return outcomes
 
     def _transaction(self, batch: list[_Entry]) -> list[tuple[bool, Any]]:
@@ -256,64 +224,13 @@ class Database:
 
     # --- waiting -------------------------------------------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def listen(self, topic: str) -> Iterator[News]:
+    def listen(self, topic: str) -> AbstractContextManager[News]:
         """News of a topic, for as long as the block runs."""
-        news = News(self)
-        self._news.setdefault(topic, set()).add(news)
-        try:
-            yield news
-        finally:
-            self._news[topic].discard(news)
+        return self._desk.listen(topic)
 
     def poke(self, topic: str) -> None:
         """End the waits of this process's listeners to a topic."""
-        for news in self._news.get(topic, ()):
-            news.poke()
-
-    def _tell(self, topics: set[str]) -> None:
-        for topic in topics:
-            self.poke(topic)
-
-    def _listen(self) -> None:
-        descriptor = self._wakeup.fileno()
-        if descriptor is not None:
-            self._listener = gevent.get_hub().loop.io(descriptor, 1)
-            self._listener.start(self._heard)
-
-    def _heard(self) -> None:
-        self._tell({topic.decode(errors="replace") for topic in self._wakeup.receive()})
-
-    def _wait(self, event: Event, timeout_seconds: float) -> None:
-        if self._closed or event.is_set():
-            return
-        self._waiting += 1
-        if self._poller is None:
-            self._poller = gevent.spawn(self._poll)
-        try:
-            event.wait(timeout_seconds)
-        finally:
-            self._waiting -= 1
-
-    def _poll(self) -> None:
-        """Behind the sockets: while someone waits, see whether anybody committed since we last looked."""
-        try:
-            while self._waiting and not self._closed:
-                version = self._readers.apply(self._data_version)
-                if version is None or version != self._seen:
-                    self._seen = version
-                    self._tell(set(self._news))
-                gevent.sleep(POLL_SECONDS)
-        finally:
-            self._poller = None
-
-    def _data_version(self) -> int | None:
-        try:
-            if self._poll_connection is None:
-                self._poll_connection = connect(self.path)
-            return int(self._poll_connection.execute("PRAGMA data_version").fetchone()[0])
-        except sqlite3.Error:
-            return None
+        self._desk.tell([topic])
 
     # --- opening -------------------------------------------------------------------------------------------------
 
@@ -355,7 +272,7 @@ def exclusive(path: Path) -> FileLock:
         raise ConfigError("config.database", f"Cannot open {lock}: {error.strerror}.") from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         holder = os.read(descriptor, 20).decode(errors="replace").strip()
         os.close(descriptor)
         raise ConfigError("config.feeder_running", f"Another feeder (process {holder or 'unknown'}) runs on {path}.",

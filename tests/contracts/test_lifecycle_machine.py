@@ -390,6 +390,6 @@ class SqliteLife(Life):
 
 _HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 TestMemoryLife = MemoryLife.TestCase
-TestMemoryLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
+TestMemoryLife.settings = settings(max_examples=250, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
 TestSqliteLife = SqliteLife.TestCase
-TestSqliteLife.settings = settings(max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
+TestSqliteLife.settings = settings(max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)

@@ -15,7 +15,7 @@ from typing import Any
 import gevent
 import pytest
 
-from nommerd import sqlite, sqlite_schema, wakeup
+from nommerd import news, sqlite, sqlite_schema, wakeup
 from nommerd.bus import open_bus
 from nommerd.bus.base import BusUnavailable
 from nommerd.bus.sqlite import SqliteQueue
@@ -152,8 +152,8 @@ class TestWriting:
 class TestWaking:
     def wait_for(self, database: Database, write: Callable[[], None], seconds: float) -> float:
         """How long a listener waits for a write."""
-        with database.listen("jobs") as news:
-            waiting = gevent.spawn(news.wait, seconds)
+        with database.listen("jobs") as heard:
+            waiting = gevent.spawn(heard.wait, seconds)
             gevent.spawn(lambda: None).join()  # the wait has begun
             begun = time.monotonic()
             write()
@@ -162,12 +162,11 @@ class TestWaking:
 
     def test_a_datagram_wakes_another_process(self, database: Database, other: Database,
                                               monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sqlite, "POLL_SECONDS", PATIENCE_SECONDS * 2)
+        monkeypatch.setattr(news, "POLL_SECONDS", PATIENCE_SECONDS * 2)
         self.wait_for(database, lambda: None, 0.01)  # the poller has had its first look
         assert self.wait_for(database, lambda: other.write(put("a"), wake="jobs"), PATIENCE_SECONDS) < PATIENCE_SECONDS / 4
-        database._waiting = 0
-        if database._poller is not None:
-            database._poller.kill()
+        if database._desk._poller is not None:
+            database._desk._poller.kill()  # it sleeps for long
 
     def test_a_commit_is_seen_without_any_datagram(self, database: Database, other: Database) -> None:
         assert self.wait_for(database, lambda: other.write(put("a")), PATIENCE_SECONDS) < PATIENCE_SECONDS / 4
@@ -179,7 +178,7 @@ class TestWaking:
         (tmp_path / f"nommerd-{os.getuid()}").chmod(0o777)
         bus = open_bus("sqlite:///nommerd.db", tmp_path)
         assert isinstance(bus.jobs, SqliteQueue)
-        assert bus.jobs._database._wakeup.fileno() is None
+        assert bus.jobs._database._desk.wakeup.fileno() is None
         waiting = gevent.spawn(bus.jobs.receive, 1, PATIENCE_SECONDS)
         assert bus.jobs.receive(1, 0.05) == []
         bus.jobs.send(JobMessage(id="a"))
@@ -242,8 +241,8 @@ class TestOpening:
         database = Database.open(path)
         database.write(put("a"))
         names(database)
-        with database.listen("jobs") as news:
-            news.wait(0.05)
+        with database.listen("jobs") as heard:
+            heard.wait(0.05)
         lock = exclusive(path)
         seen = subprocess.run(["/bin/ls", "-l", "/proc/self/fd"], stdout=subprocess.PIPE, text=True, close_fds=False).stdout
         assert "nommerd.db" not in seen
