@@ -6,12 +6,14 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from nommerd.cli.options import config_option
-from nommerd.config import Settings
+
+if TYPE_CHECKING:
+    from nommerd.config import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -1,0 +1,41 @@
+"""The command line starts quickly, and client commands import nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("gevent", "pydantic", "boto3", "botocore", "sh", "requests", "structlog", "cryptography")
+PROBE = f"""
+import sys
+sys.argv = ["nommerd", *sys.argv[1:]]
+from nommerd.__main__ import main
+try:
+    code = main()
+finally:
+    print("LOADED", *(name for name in {HEAVY!r} if name in sys.modules), file=sys.stderr)
+"""
+
+
+def loaded(*arguments: str) -> list[str]:
+    """Heavy modules that a command imported, whatever became of it (no feeder answers on port 1)."""
+    env = {**os.environ, "NOMMERD_URL": "http://127.0.0.1:1", "NOMMERD_TOKEN": "x"}
+    ended = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, env=env, timeout=30)
+    line = next(line for line in ended.stderr.splitlines() if line.startswith("LOADED"))
+    assert "Traceback" not in ended.stderr, ended.stderr
+    return line.split()[1:]
+
+
+@pytest.mark.parametrize("arguments", [
+    ["--help"], ["--version"], ["jobs", "--help"], ["submit", "--help"], ["jobs", "ls"], ["jobs", "show", "x", "--json"],
+    ["jobs", "cancel", "x"], ["jobs", "retry", "x"], ["submit", "a.mov", "b.mp4", "-p", "web-720p", "--wait"], ["nonsense"],
+    ["feeder", "--help"], ["up", "--help"], ["demo", "--help"]], ids=" ".join)
+def test_client_commands_and_help_import_nothing_heavy(arguments: list[str]) -> None:
+    assert loaded(*arguments) == []
+
+
+def test_the_probe_sees_heavy_modules_where_there_are_some() -> None:
+    assert "pydantic" in loaded("config", "check")
