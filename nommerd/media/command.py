@@ -73,7 +73,7 @@ def typed(plan: Plan, job: Job, passes: int = 1) -> tuple[Command, ...]:
            "-max_muxing_queue_size", QUEUE_PACKETS, *OUTPUT_PROTOCOLS, "-f", muxer, f"file:{job.output}")
     if passes == 1:
         return (_command(plan, job, "copy" if plan.expect.copied else "encode", (*whole, *end)),)
-    measure = (*_head(job), *_input(job, _clip(plan)), *_video(plan, job.threads), *_pass(1, job), *SILENT, *NOWHERE)
+    measure = (*_head(job), *_input(job, _clip(plan)), *_video(plan, job.threads), *_pass(1, job), *_unheard(plan), *NOWHERE)
     return (_command(plan, job, "pass 1", measure, writes=False),
             _command(plan, job, "pass 2", (*whole, *_pass(2, job), *end)))
 
@@ -145,6 +145,13 @@ def _audio(plan: Plan) -> tuple[str, ...]:
         if track.bitrate is not None:
             argv += [f"-b:a:{number}", str(track.bitrate)]
     return tuple(argv) if argv else ("-an",)
+
+
+def _unheard(plan: Plan) -> tuple[str, ...]:
+    """The sound in a pass that only measures: copied to nowhere. A transport stream begins where the first of the streams in
+    use does, so without it the passes would count different frames, and x264 refuses the second one."""
+    maps = [part for track in plan.audio for part in ("-map", f"0:a:{track.track}")]
+    return (*maps, "-c:a", "copy", "-sn", "-dn") if maps else SILENT
 
 
 def _captions(plan: Plan) -> tuple[str, ...]:

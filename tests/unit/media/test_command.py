@@ -34,6 +34,7 @@ REST_ARGV = ["-map", "0:a:1", "-c:a:0", "aac", "-filter:a:0", "aresample=async=1
 END = ["-movflags", "+faststart", "-max_muxing_queue_size", "4096", "-protocol_whitelist", "file", "-f", "mp4",
        "file:/w/out-web.mp4"]
 SILENT = ["-an", "-sn", "-dn"]
+UNHEARD = ["-map", "0:a:1", "-c:a", "copy", "-sn", "-dn"]  # the same streams in every pass
 NOWHERE = ["-f", "null", "file:/dev/null"]
 
 
@@ -47,7 +48,7 @@ def test_a_typed_encode_in_one_pass() -> None:
 def test_a_typed_encode_in_two_passes_shares_a_log_that_has_no_file_prefix() -> None:
     first, second = typed(PLAN, JOB, passes=2)
     log = ["-passlogfile", "/w/out-web.pass"]
-    assert list(first.argv) == [*HEAD, *INPUT, *SOURCE, *PICTURE_ARGV, "-pass", "1", *log, *SILENT, *NOWHERE]
+    assert list(first.argv) == [*HEAD, *INPUT, *SOURCE, *PICTURE_ARGV, "-pass", "1", *log, *UNHEARD, *NOWHERE]
     assert list(second.argv) == [*HEAD, *INPUT, *SOURCE, *PICTURE_ARGV, *REST_ARGV, "-pass", "2", *log, *END]
     assert first.output is None and second.output == JOB.output
 
