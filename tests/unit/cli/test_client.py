@@ -22,7 +22,8 @@ TOKEN = "canary-token-77"
 def job(**more: Any) -> dict[str, Any]:
     return {"id": "j1", "state": "PENDING", "stage": None, "progress": 0.0, "eta_seconds": None, "source": "file:///m/in%20it.mov",
             "inputs": {}, "dest": "file:///m/out.mp4", "preset": "web-720p", "pipeline": "web-mp4", "recipe": "r",
-            "params": {}, "priority": "normal", "labels": {}, "owner": None, "attempts": [], "error": None, "warnings": [], "outputs": [],
+            "params": {}, "priority": "normal", "labels": {}, "owner": None, "attempts": [], "error": None,
+            "warnings": [], "outputs": [],
             "event_seq": 0, "events": [], "created": "2026-01-31T09:00:00Z", "updated": "2026-01-31T09:00:00Z",
             "finished": None} | more
 
