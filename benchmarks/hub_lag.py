@@ -49,9 +49,9 @@ def worker(config: str, seconds: float) -> None:
     import signal
 
     import gevent
-    from nommerd.worker import main as work
 
     from nommerd.config import load
+    from nommerd.worker import main as work
 
     lags: list[float] = []
     until = time.perf_counter() + seconds

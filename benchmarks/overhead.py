@@ -33,7 +33,6 @@ def bare(binary: Path, source: Path, target: Path, threads: int) -> float:
 def main() -> None:
     runtime.patch()
     from nommerd.media.binaries import find
-
     from tests.media import clip
     from tests.rig import Rig
 

@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from nommerd.media.binaries import find
 
+from nommerd.media.binaries import find
 from tests.media import clip
 from tests.rig import CANARY, Receiver, Rig, invariants, wait_until
 
