@@ -18,13 +18,11 @@ from nommerd.api.auth import Gate
 from nommerd.api.body import read_body
 from nommerd.api.jobs import Jobs
 from nommerd.api.models import wait_query
-from nommerd.api.problems import Refusal, busy, from_error, refuse
+from nommerd.api.problems import PROBLEM, PROBLEM_HEADERS, SAFE_HEADERS, Refusal, busy, from_error, refuse
 from nommerd.api.view import job_json
 from nommerd.errors import InfrastructureError, InputError, ManyErrors, NommerdError
 
 JSON = "application/json"
-PROBLEM = "application/problem+json"
-SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 StartResponse = Callable[..., Any]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
@@ -52,14 +50,16 @@ def create_app(deps: Deps) -> Wsgi:
         try:
             check(environ)
             return app.wsgi(environ, start_response)  # type: ignore[no-any-return]
-        except Refusal as refusal:
-            return _send(refusal, start_response)
+        except Refusal as error:
+            refusal = error
         except (NommerdError, ManyErrors) as error:
-            return _send(_our_error(error), start_response)
+            refusal = _our_error(error)
         except Exception:
             logs.get().exception("api.internal_error", method=environ.get("REQUEST_METHOD"), path=environ.get("PATH_INFO"))
-            return _send(refuse(500, "request", "internal.error", "Something went wrong in the server.",
-                                "The server's log has the details."), start_response)
+            refusal = refuse(500, "request", "internal.error", "Something went wrong in the server.",
+                             "The server's log has the details.")
+        body = _begin(refusal, start_response)
+        return [] if environ["REQUEST_METHOD"] == "HEAD" else [body]  # a body would be read as the next answer
 
     return application
 
@@ -130,12 +130,13 @@ def _our_error(error: NommerdError) -> Refusal:
     return refuse(500, "request", error.code, "Something went wrong in the server.", "The server's log has the details.")
 
 
-def _send(refusal: Refusal, start_response: StartResponse) -> list[bytes]:
+def _begin(refusal: Refusal, start_response: StartResponse) -> bytes:
+    """Send status and headers; returns the body."""
     body = refusal.body()
     phrase = refusal.json()["title"]
-    start_response(f"{refusal.status} {phrase}", [("Content-Type", PROBLEM), ("Content-Length", str(len(body))),
-                                                  *SAFE_HEADERS.items(), *refusal.headers.items()])
-    return [body]
+    start_response(f"{refusal.status} {phrase}", [("Content-Length", str(len(body))), *PROBLEM_HEADERS.items(),
+                                                  *refusal.headers.items()])
+    return body
 
 
 def _bottle_error(error: HTTPError) -> bytes:

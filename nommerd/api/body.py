@@ -11,7 +11,8 @@ import gevent
 
 from nommerd.api.problems import Refusal, refuse
 
-BODY_BYTES_MAX = 1024 * 1024
+BODY_BYTES_MAX = 256 * 1024  # far more than a record holds: a thousand clients may send at once
+NESTING_MAX = 32
 BODY_SECONDS = 20.0  # within which a client must have sent its body
 
 
@@ -28,6 +29,9 @@ def read_body(environ: dict[str, Any]) -> bytes:
             body: bytes = environ["wsgi.input"].read(BODY_BYTES_MAX + 1)
     except TimeoutError:
         raise refuse(408, "body", "request.too_slow", f"The body did not arrive within {BODY_SECONDS:.0f} s.",
+                     Connection="close") from None
+    except OSError:
+        raise refuse(400, "body", "request.bad_body", "The body broke off, or its chunks cannot be read.",
                      Connection="close") from None
     if len(body) > BODY_BYTES_MAX:
         raise _too_large()
@@ -48,14 +52,30 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except json.JSONDecodeError as error:
         raise _bad(_sentence(error, body)) from None
     except RecursionError:
-        raise _bad("The body is nested too deeply.") from None
+        raise _bad(_TOO_DEEP) from None
     except _Refused as error:
         raise _bad(str(error)) from None
     except ValueError:  # Python's own limit on the digits of an integer
         raise _bad("A number in the body is too long.") from None
     if not isinstance(value, dict):
         raise refuse(400, "body", "request.bad_body", "The body must be a JSON object.", 'Write {"source": …, "dest": …}.')
+    if _too_deep(value):
+        raise _bad(_TOO_DEEP)
     return value
+
+
+_TOO_DEEP = f"The body is nested more than {NESTING_MAX} deep."
+
+
+def _too_deep(value: Any) -> bool:
+    """Without recursion: what could be read may be too deep to be written, or looked at, further down the stack."""
+    level = [value]
+    for _ in range(NESTING_MAX):
+        level = [part for whole in level if isinstance(whole, dict | list)
+                 for part in (whole.values() if isinstance(whole, dict) else whole)]
+        if not level:
+            return False
+    return True
 
 
 class _Refused(Exception):

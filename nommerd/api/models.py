@@ -169,6 +169,8 @@ def list_query(text: str, project: str = DEFAULT_PROJECT) -> JobQuery:
             if not (key and equals):
                 raise refuse(422, "query.label", "request.invalid", "label must be NAME=VALUE.")
             labels[key] = wanted
+            if len(labels) > LABELS_MAX:
+                raise refuse(422, "query.label", "request.invalid", f"No job has more than {LABELS_MAX} labels.")
         elif name in plain:
             raise refuse(422, f"query.{name}", "request.invalid", f"{name} stands twice.")
         else:

@@ -10,6 +10,9 @@ from typing import Any
 
 from nommerd.errors import ConfigError, InputError, ManyErrors, NommerdError
 
+PROBLEM = "application/problem+json"
+SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}  # of every answer
+PROBLEM_HEADERS = {"Content-Type": PROBLEM, **SAFE_HEADERS}
 RETRY_AFTER_SECONDS = 2  # what a client is told when the store or the bus is out of reach
 CONFLICTS = frozenset({"dest.exists", "idempotency.conflict", "request.wrong_state"})
 NOT_FOUND = frozenset({"request.unknown_job", "request.unknown_path"})

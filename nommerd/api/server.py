@@ -6,6 +6,7 @@ client's delayed acknowledgement.
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from gevent.pool import Pool
 from gevent.pywsgi import Input, WSGIHandler, WSGIServer, headers_factory
 
 from nommerd import logs
+from nommerd.api.problems import PROBLEM_HEADERS, Refusal, refuse
 from nommerd.errors import ConfigError
 
 CONNECTIONS_MAX = 1024
@@ -30,21 +32,44 @@ HEADER_LINES_MAX = 100
 DISCARD_BYTES_MAX = 8 * 1024 * 1024  # of a body nobody reads; a client that still sends then sees a reset
 DISCARD_SECONDS = 2.0
 
-_ANSWERS = {400: "Bad Request", 408: "Request Timeout", 431: "Request Header Fields Too Large"}
+_VERSION = re.compile(r"HTTP/1\.[01]")
+_REFUSALS = {
+    400: refuse(400, "header", "request.bad_header", "The request's header cannot be read.", "Send HTTP/1.1."),
+    408: refuse(408, "header", "request.too_slow", f"The header did not arrive within {HEADER_SECONDS:.0f} s."),
+    414: refuse(414, "path", "request.too_large", "The request line is too long."),
+    431: refuse(431, "header", "request.too_large",
+                f"The header has more than {HEADER_LINES_MAX} lines or {HEADER_BYTES_MAX} bytes."),
+}
 
 
 class _Bad(ValueError):
     """A request that is refused before the application sees it."""
 
     def __init__(self, status: int) -> None:
-        super().__init__(_ANSWERS[status])
+        super().__init__(status)
         self.status = status
+
+
+def _answer(refusal: Refusal) -> bytes:
+    """What is sent for a request that never reached the application; the connection ends behind it."""
+    body = refusal.body()
+    lines = [f"HTTP/1.1 {refusal.status} {refusal.json()['title']}", "Connection: close", f"Content-Length: {len(body)}",
+             *(f"{name}: {value}" for name, value in PROBLEM_HEADERS.items())]
+    return "\r\n".join([*lines, "", ""]).encode() + body
 
 
 class _Input(Input):  # type: ignore[misc]
     """A body whose unread rest is thrown away only so far; then the connection ends."""
 
     handler: Handler
+
+    def read(self, length: int | None = None) -> bytes:
+        """As theirs. Behind a body that breaks off or is no chunked one, nobody knows where the next request begins."""
+        try:
+            return super().read(length)  # type: ignore[no-any-return]
+        except OSError:
+            self._chunked_input_error = self.handler.close_connection = True
+            raise
 
     def _discard(self) -> None:
         if self._chunked_input_error or not (self.chunked_input or self.position < (self.content_length or 0)):
@@ -88,7 +113,8 @@ class Handler(WSGIHandler):  # type: ignore[misc]
 
     def read_request(self, raw_requestline: str) -> bool:
         """The header, in time and of a bounded size."""
-        if len(raw_requestline.split()) != 3:
+        words = raw_requestline.split()
+        if len(words) != 3 or not _VERSION.fullmatch(words[2]):
             raise _Bad(400)
         with gevent.Timeout(max(0.001, self._header_until - time.monotonic()), _Bad(408)):
             self._block = self._read_block()
@@ -123,6 +149,15 @@ class Handler(WSGIHandler):  # type: ignore[misc]
         self.wsgi_input = environ["wsgi.input"] = mine
         return environ
 
+    def handle_one_request(self) -> Any:
+        """True to go on with the connection; else a last answer, or None."""
+        result = super().handle_one_request()
+        return ("414", _answer(_REFUSALS[414])) if isinstance(result, tuple) and result[0] == "414" else result
+
+    def _connection_upgrade_requested(self) -> bool:
+        """Never: asking for a WebSocket gives nobody another body reader than ours."""
+        return False
+
     def log_request(self) -> None:
         """No access log."""
 
@@ -139,8 +174,7 @@ class Handler(WSGIHandler):  # type: ignore[misc]
         if not isinstance(ex, ValueError | OSError):
             logs.get().error("api.request_failed", exc_info=ex)
         self.close_connection = True
-        head = f"HTTP/1.1 {status} {_ANSWERS[status]}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
-        return f"{status}", head.encode()
+        return f"{status}", _answer(_REFUSALS[status])
 
 
 def _check_framing(block: bytes) -> None:

@@ -34,6 +34,7 @@ class Cursor(NamedTuple):
             version, created, id = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
             if version != _VERSION or type(created) is not int or not 0 <= created <= _CREATED_MAX or not isinstance(id, str):
                 raise ValueError
+            id.encode()  # no half of a surrogate pair: SQLite takes UTF-8
         except (ValueError, TypeError, binascii.Error, RecursionError):
             raise InputError("request.bad_cursor", "This cursor was never given out.",
                              "Use the `next` of the page before, or none.", place="cursor") from None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import time
 from datetime import timedelta
 
@@ -11,7 +12,7 @@ from nommerd.errors import InfrastructureError, Problem
 from nommerd.job import Job, JobState, Key, Owner, utcnow
 from nommerd.messages import JobMessage
 from nommerd.store.base import StoreUnavailable
-from tests.unit.api.calls import Api
+from tests.unit.api.calls import TOKEN, Api
 
 OWNER = Owner(worker="w1", node="n1", claim="c1", pid=77, boot_id="secret-boot")
 
@@ -62,6 +63,14 @@ def test_everything_else_is_a_problem_document(api: Api) -> None:
     assert "POST" in api.call("PUT", "/v1/jobs").headers["allow"]
 
 
+def test_no_answer_to_head_has_a_body(api: Api) -> None:
+    for path, token, status in (("/v1/jobs", TOKEN, 200), ("/v1/jobs", None, 401), ("/v1/jobs/x", TOKEN, 404),
+                                ("/x", TOKEN, 404)):
+        answer = api.call("HEAD", path, token=token)
+        assert (answer.status, answer.body) == (status, b""), path
+        assert int(answer.headers["content-length"]) > 0
+
+
 def test_lists_are_newest_first_and_paged_by_cursor(api: Api) -> None:
     keys = [submit(api, str(number)) for number in range(5)]
     seen, query = [], "limit=2"
@@ -91,6 +100,9 @@ def test_lists_are_filtered(api: Api) -> None:
     assert len(ids("since=2020-01-01T00:00:00%2B02:00")) == 3
 
 
+HALF_A_PAIR = base64.urlsafe_b64encode(b'[1,1,"\\ud800"]').decode().rstrip("=")  # what no database takes
+
+
 @pytest.mark.parametrize(("query", "place"), [
     ("limit=0", "query.limit"), ("limit=501", "query.limit"), ("limit=1e9", "query.limit"), ("limit=-1", "query.limit"),
     ("limit=9999999999999999999999", "query.limit"), ("limit=", "query.limit"), ("limit=5&limit=6", "query.limit"),
@@ -98,7 +110,8 @@ def test_lists_are_filtered(api: Api) -> None:
     ("since=9999-99-99", "query.since"), ("label=x", "query.label"), ("label=%3Dx", "query.label"),
     ("colour=red", "query.colour"),
     ("cursor=zzz", "query.cursor"), ("cursor=" + "A" * 600, "query.cursor"), ("preset=%00", "query.preset"),
-    ("cursor=%F0%9F%92%A9", "query.cursor"),
+    ("cursor=%F0%9F%92%A9", "query.cursor"), (f"cursor={HALF_A_PAIR}", "query.cursor"),
+    ("&".join(f"label=l{number}%3Dx" for number in range(17)), "query.label"),
 ])
 def test_absurd_queries_are_refused_by_name(api: Api, query: str, place: str) -> None:
     answer = api.call("GET", "/v1/jobs", query=query)

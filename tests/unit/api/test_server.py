@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import pytest
 
 from nommerd.api import server as module
 from nommerd.api.body import read_body
+from nommerd.api.problems import Refusal
 from nommerd.api.server import Server
 from nommerd.errors import ConfigError
 
@@ -22,7 +24,11 @@ def echo(environ: dict[str, Any], start_response: Any) -> list[bytes]:
     """Answers with the body; `/early` without reading it, `/slow` after a while."""
     if environ["PATH_INFO"] == "/slow":
         gevent.sleep(SHORT)
-    body = b"" if environ["PATH_INFO"] == "/early" else read_body(environ)
+    try:
+        body = b"" if environ["PATH_INFO"] == "/early" else read_body(environ)
+    except Refusal as refusal:
+        start_response(f"{refusal.status} no", list(refusal.headers.items()))
+        return []
     start_response("200 OK", [("Content-Length", str(len(body)))])
     return [body]
 
@@ -125,6 +131,46 @@ def test_a_header_too_large_is_refused(start: Start, head: bytes) -> None:
 ])
 def test_requests_that_could_be_read_two_ways_are_refused(start: Start, head: bytes) -> None:
     assert until_closed(connect(start(), head)).startswith(b"HTTP/1.1 400 ")
+
+
+@pytest.mark.parametrize(("head", "status"), [
+    (b"nonsense\r\n\r\n", 400), (b"GET / HTTP/1\r\nHost: x\r\n\r\n", 400), (b"GET / HTTP/1.x\r\nHost: x\r\n\r\n", 400),
+    (b"POST / HTTP/1.1\r\nContent-Length: " + b"9" * 5000 + b"\r\n\r\n", 400),
+    (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n\r\n", 414),
+    (b"GET / HTTP/1.1\r\nHost: x\r\n", 408), (b"GET / HTTP/1.1\r\nX: " + b"y" * 40_000 + b"\r\n\r\n", 431),
+])
+def test_refusals_of_the_server_itself_are_problem_documents_too(start: Start, head: bytes, status: int) -> None:
+    answer = until_closed(connect(start(), head))
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\nContent-Type: application/problem+json\r\n" in head
+    problem = json.loads(body)
+    assert problem["status"] == status
+    assert problem["errors"][0]["code"].startswith("request.")
+
+
+CHUNKED = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("request_bytes", [
+    b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nabc", CHUNKED + b"5\r\nab", CHUNKED + b"zz\r\n",
+    CHUNKED + b"2\r\nabXX0\r\n\r\n", CHUNKED + b"2\r\nab\r\n0\r\nb@d\r\n\r\n", CHUNKED + b"2\r\nab\r\n0\r\na:b",
+    CHUNKED + b"2;" + b"a" * 9000 + b"\r\nab\r\n0\r\n\r\n", CHUNKED + b"FFFFFFFFFFFFFFFF\r\nab",
+    CHUNKED + b"0" * 20 + b"2\r\nab\r\n0\r\n\r\n",
+])
+def test_a_body_that_breaks_off_is_a_400_and_the_end_of_its_connection(start: Start, request_bytes: bytes) -> None:
+    connection = connect(start(), request_bytes + b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n" * request_bytes.endswith(b"\n"))
+    connection.shutdown(socket.SHUT_WR)
+    answer = until_closed(connection)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert answer.count(b"HTTP/1.1 ") == 1
+
+
+def test_asking_for_a_websocket_is_like_not_asking(start: Start) -> None:
+    for upgrade in (b"Upgrade: websocket\r\n", b"Connection: upgrade\r\nUpgrade: websocket\r\n"):
+        connection = connect(start(), b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n" + upgrade + b"\r\nabc")
+        connection.shutdown(socket.SHUT_WR)
+        assert until_closed(connection).endswith(b"\r\n\r\nabc")
 
 
 def test_idle_connections_give_way_to_new_ones(start: Start) -> None:

@@ -5,6 +5,7 @@ from io import StringIO
 
 import pytest
 
+from nommerd.api.body import BODY_BYTES_MAX
 from nommerd.bus.base import BusUnavailable
 from nommerd.job import Job, JobState, Key
 from nommerd.messages import JobMessage
@@ -168,17 +169,25 @@ def test_what_is_not_plain_json_is_refused_with_the_reason(api: Api, body: bytes
     assert says in answer.json["detail"]
 
 
+@pytest.mark.parametrize("depth", [33, 300, *range(960, 995)])
+def test_a_body_nested_as_deep_as_can_just_be_read_is_refused_like_a_deeper_one(api: Api, depth: int) -> None:
+    for body in (b'{"a":' + b"[" * depth + b"]" * depth + b"}", b'{"a":' * depth + b"1" + b"}" * depth):
+        answer = api.call("POST", "/v1/jobs", body, HTTP_IDEMPOTENCY_KEY=f"key-{depth}")
+        assert (answer.status, answer.codes) == (400, ["request.bad_json"])
+        assert "deep" in answer.json["detail"]
+
+
 @pytest.mark.parametrize("body", [b"[]", b'"text"', b"5", b"null", b"true"])
 def test_a_body_that_is_no_object_is_refused(api: Api, body: bytes) -> None:
     assert api.call("POST", "/v1/jobs", body).codes == ["request.bad_body"]
 
 
 def test_a_body_over_the_limit_is_refused_unread(api: Api) -> None:
-    answer = api.call("POST", "/v1/jobs", b" " * (1024 * 1024 + 1))
+    answer = api.call("POST", "/v1/jobs", b" " * (BODY_BYTES_MAX + 1))
     assert (answer.status, answer.headers["connection"]) == (413, "close")
-    undeclared = api.call("POST", "/v1/jobs", b" " * (1024 * 1024 + 1), CONTENT_LENGTH="")
+    undeclared = api.call("POST", "/v1/jobs", b" " * (BODY_BYTES_MAX + 1), CONTENT_LENGTH="")
     assert undeclared.status == 413
-    assert api.call("POST", "/v1/jobs", b" " * (1024 * 1024)).status == 400
+    assert api.call("POST", "/v1/jobs", b" " * BODY_BYTES_MAX).status == 400
 
 
 def test_sizes_of_fields_are_bounded(api: Api) -> None:
