@@ -16,7 +16,7 @@ from nommerd.lifecycle import Change
 from nommerd.media.binaries import Binaries
 from nommerd.pipeline.context import Context, Recorder, Task
 from nommerd.pipeline.recipe import Recipe, UnknownSchema, build_stages
-from nommerd.pipeline.runner import problem_of, run_pipeline
+from nommerd.pipeline.runner import adopt_outputs, problem_of, run_pipeline
 from nommerd.pipeline.stage import Stage
 from nommerd.rules import RELEASE_SECONDS
 from nommerd.secrets import Keyring
@@ -74,13 +74,16 @@ class Tools:
 
 
 def attempt(job: Job, tools: Tools, stop: Stop, recorder: Recorder) -> Verdict:
-    """Run a claimed job's pipeline. Never raises an Exception; the workspace is gone when it returns."""
+    """Run a claimed job's pipeline, unless it may only adopt. Never raises an Exception; the workspace is gone when it
+    returns."""
     context = Context(task=Task(job_id=job.id, token=job.token, attempt=job.attempts_charged, source="", dest=""),
                       workspace=Path(), binaries=tools.binaries, storage=tools.storage, stop=stop, recorder=recorder,
                       threads=tools.threads, stall_seconds=tools.stall_seconds)
     try:
         stages = build_stages(_recipe(job, tools.store), tools.stages)
         context.task = make_task(job, tools.keyring)
+        if job.adopt_only:
+            return _adopted_or_not(job, stages, context)
         workspace = tools.workspaces.open(job.id, job.token)
         failed = True
         try:
@@ -99,6 +102,13 @@ def attempt(job: Job, tools: Tools, stop: Stop, recorder: Recorder) -> Verdict:
         return _failed(error, context)
 
 
+def _adopted_or_not(job: Job, stages: Sequence[Stage], context: Context) -> Verdict:
+    """FINISHED if an earlier attempt published everything, else what that attempt failed of."""
+    if adopt_outputs(stages, context):
+        return Verdict(outcome=Outcome.FINISHED, outputs=context.outputs, warnings=context.warnings)
+    return Verdict(outcome=Outcome.FAILED, problem=job.error, warnings=job.warnings)
+
+
 def make_task(job: Job, keyring: Keyring) -> Task:
     """What the attempt has to do, its URIs complete. Raises ConfigError where no key fits."""
     full = keyring.decrypt(job.secrets) if job.secrets else {}
@@ -107,7 +117,7 @@ def make_task(job: Job, keyring: Keyring) -> Task:
               for name, items in job.inputs.items()}
     return Task(job_id=job.id, token=job.token, attempt=job.attempts_charged, source=full.get("source", job.source),
                 dest=full.get("dest", job.dest), inputs=inputs, overwrite=job.overwrite, on_damage=job.on_damage,
-                staged=job.staged)
+                staged=job.staged, warnings=job.warnings)
 
 
 def full_dest(job: Job, keyring: Keyring) -> str:

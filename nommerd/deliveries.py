@@ -70,7 +70,7 @@ class Deliveries:
                 self._deliver_all(key)
         except UnknownJob:
             pass
-        except (InfrastructureError, ConfigError) as error:
+        except InfrastructureError as error:
             logs.get().warning("webhook.put_off", job=key.id, why=str(error))
         except Exception:
             logs.get().exception("webhook.failed", job=key.id)
@@ -95,8 +95,16 @@ class Deliveries:
             job = self._store.update(key, lifecycle.event_postponed(event.seq, again))
 
     def _post(self, job: Job, event: Event) -> Reply:
-        body = json.dumps(webhook_json(job, event), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-        return self._deliver(self._url(job), message_id(job.id, event.seq), body, utcnow())
+        """What cannot even be sent waits for its next try like what was refused: else it would be the longest overdue for
+        ever, and others would never have their turn."""
+        try:
+            body = json.dumps(webhook_json(job, event), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+            return self._deliver(self._url(job), message_id(job.id, event.seq), body, utcnow())
+        except ConfigError as error:
+            return Reply(None, why=f"{error.code}: {error.message}")
+        except Exception as error:
+            logs.get().exception("webhook.failed", job=job.id)
+            return Reply(None, why=f"internal.error: {type(error).__name__}")
 
     def _url(self, job: Job) -> str:
         hidden = self._keyring.decrypt(job.secrets) if job.secrets else {}

@@ -7,7 +7,7 @@ import secrets as random
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
@@ -67,6 +67,14 @@ class Priority(StrEnum):
     LOW = "low"
 
 
+class Sweep(IntEnum):
+    """Why the sweeper must look at a job: each kind has its turn in every sweep, however many jobs the others have."""
+
+    CLAIMED = 0  # its owner may be gone
+    UNSENT = 1  # no message is known to be out for it
+    SENT = 2  # its message is out, and nobody has dealt with it
+
+
 class Key(NamedTuple):
     """What identifies a job: ids are unique within a project."""
 
@@ -115,7 +123,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Staged:
-    """An output on its way: what a later owner needs to revoke it, or to recognise that it was published."""
+    """An output on its way: what a later owner needs to revoke it, or to recognise that it was published.
+
+    Without a handle there is nothing to revoke any longer: it says what an attempt that did not finish has published.
+    """
 
     uri: str
     handle: str
@@ -225,17 +236,34 @@ class Job:
         return tuple(e for e in self.events if e.seq > self.webhook.accepted_seq and (wanted is None or e.state in wanted))
 
     @property
-    def sweep_at(self) -> float | None:
-        """When the sweeper must look at this job (seconds since the epoch), None for never.
+    def adopt_only(self) -> bool:
+        """Its attempts are used up, but the last one may have published everything before it was lost: a claim may only
+        adopt that; where something is missing, the job ends with the error it has."""
+        return self.error is not None and not self.state.final
 
-        Claimed jobs always (0); unclaimed ones once their message is overdue; final ones only while something staged
-        was not revoked.
-        """
+    @property
+    def revocable(self) -> tuple[Staged, ...]:
+        """What is staged and was not yet revoked."""
+        return tuple(entry for entry in self.staged if entry.handle)
+
+    @property
+    def sweep(self) -> Sweep | None:
+        """Why the sweeper must look at this job, None for never: final ones only while something staged was not revoked."""
         if self.claimed:
-            return 0.0
-        if self.state.final and not self.staged:
+            return Sweep.CLAIMED
+        if self.state.final and not self.revocable:
             return None
-        patience = UNSENT_SECONDS if self.message_id is None else RESEND_SECONDS
+        return Sweep.UNSENT if self.message_id is None else Sweep.SENT
+
+    @property
+    def sweep_at(self) -> float | None:
+        """From when on the sweeper must look (seconds since the epoch), None for never: at claimed jobs always (0), at
+        others once their message is overdue."""
+        if self.sweep is None:
+            return None
+        if self.sweep is Sweep.CLAIMED:
+            return 0.0
+        patience = UNSENT_SECONDS if self.sweep is Sweep.UNSENT else RESEND_SECONDS
         return (self.sent_at or self.created).timestamp() + patience
 
     @property

@@ -25,7 +25,7 @@ from gevent.event import Event
 from gevent.lock import RLock
 
 from nommerd import lifecycle, logs
-from nommerd.errors import CancelRequested, Fenced, Stop
+from nommerd.errors import CancelRequested, Fenced, Problem, Stop
 from nommerd.job import Job, JobState, Owner, Staged, utcnow
 from nommerd.leadership import Leadership
 from nommerd.lifecycle import Change
@@ -135,9 +135,9 @@ class Lease:
         """Note how far the job is. Never waits, never raises; any thread may call it."""
         self._news = _News(progress, stage_id, eta_seconds)
 
-    def stage_outputs(self, staged: Sequence[Staged]) -> None:
+    def stage_outputs(self, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> None:
         """Durably note the whole list of what is about to be uploaded. Raises Fenced."""
-        self._write(lifecycle.stage(self._owner, staged))
+        self._write(lifecycle.stage(self._owner, staged, warnings))
 
     def confirm(self) -> None:
         """Return once a fresh write has shown that the job is ours; else raise Fenced."""

@@ -66,7 +66,7 @@ def cancel(at: datetime) -> Change:
             raise Refused(job, "only a job that is not final can be cancelled")
         if job.claimed:
             return replace(job, cancel_requested=True)
-        return job.move(JobState.CANCELLED, at, cancel_requested=True, eta_seconds=None)
+        return job.move(JobState.CANCELLED, at, cancel_requested=True, eta_seconds=None, error=None)
 
     return change
 
@@ -94,13 +94,15 @@ def abandon(at: datetime) -> Change:
     return change
 
 
-def unstaged(handles: Sequence[str]) -> Change:
-    """These staging handles of a settled job were revoked."""
+def unstaged(handles: Sequence[str], published: bool = False) -> Change:
+    """These staging handles of a settled job were revoked. Where some of its outputs are `published` all the same, the list
+    stays without its handles: a retry must know that they are the job's own, and that others are missing."""
 
     def change(job: Job) -> Job:
         if not job.state.final:
             return job
-        left = tuple(s for s in job.staged if s.handle not in handles)
+        revoked = (replace(s, handle="") if s.handle in handles else s for s in job.staged)
+        left = tuple(s for s in revoked if s.handle or published)
         return job if left == job.staged else replace(job, staged=left)
 
     return change
@@ -110,7 +112,8 @@ def unstaged(handles: Sequence[str]) -> Change:
 
 
 def claim(owner: Owner, message_id: str, lease_seconds: float, at: datetime) -> Change:
-    """Ours, under a token one higher, and charged. Raises NotClaimable where it is final or someone's."""
+    """Ours, under a token one higher, and charged unless it may only adopt. Raises NotClaimable where it is final or
+    someone's."""
 
     def change(job: Job) -> Job:
         if job.owner is not None and job.owner.claim == owner.claim:
@@ -119,9 +122,9 @@ def claim(owner: Owner, message_id: str, lease_seconds: float, at: datetime) -> 
             raise NotClaimable(job, "not waiting for a worker")
         token = job.token + 1
         attempt = Attempt(number=token, worker=owner.worker, node=owner.node, begun=at)
-        return replace(job, owner=owner, token=token, attempts_charged=job.attempts_charged + 1, message_id=message_id,
-                       lease_version=job.lease_version + 1, lease_seconds=lease_seconds, error=None, progress=0.0, stage=None,
-                       eta_seconds=None, attempts=(*job.attempts, attempt)[-ATTEMPTS_KEPT:])
+        return replace(job, owner=owner, token=token, attempts_charged=job.attempts_charged + (not job.adopt_only),
+                       message_id=message_id, lease_version=job.lease_version + 1, lease_seconds=lease_seconds, progress=0.0,
+                       stage=None, eta_seconds=None, attempts=(*job.attempts, attempt)[-ATTEMPTS_KEPT:])
 
     return change
 
@@ -147,12 +150,14 @@ def advance(owner: Owner, state: JobState, stage: str, progress: float, at: date
     return change
 
 
-def stage(owner: Owner, staged: Sequence[Staged]) -> Change:
-    """These outputs are about to be uploaded. `staged` is the whole list: what it leaves out was revoked."""
+def stage(owner: Owner, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> Change:
+    """These outputs are about to be uploaded. `staged` is the whole list: what it leaves out was revoked. `warnings` are for
+    whoever may have to adopt them."""
 
     def change(job: Job) -> Job:
         _owned(job, owner)
-        return replace(job, staged=tuple(staged), lease_version=job.lease_version + 1)
+        return replace(job, staged=tuple(staged), warnings=tuple(warnings)[:WARNINGS_KEPT],
+                       lease_version=job.lease_version + 1)
 
     return change
 
@@ -174,13 +179,13 @@ def finish(owner: Owner, outputs: Sequence[Output], warnings: Sequence[Problem],
         _owned(job, owner)
         done = _released(job, at, "finished")
         return done.move(JobState.FINISHED, at, outputs=tuple(outputs), warnings=tuple(warnings)[:WARNINGS_KEPT], staged=(),
-                         progress=1.0, stage=None)
+                         error=None, progress=1.0, stage=None)
 
     return change
 
 
 def fail(owner: Owner, problem: Problem, warnings: Sequence[Problem], max_attempts: int, at: datetime) -> Change:
-    """Back to PENDING where a retry can help and attempts are left, else ERROR."""
+    """Back to PENDING where a retry can help and attempts are left, or something may have been published; else ERROR."""
 
     def change(job: Job) -> Job:
         _owned(job, owner)
@@ -195,7 +200,8 @@ def give_back(owner: Owner, why: str, at: datetime) -> Change:
 
     def change(job: Job) -> Job:
         _owned(job, owner)
-        free = replace(_released(job, at, why), attempts_charged=max(0, job.attempts_charged - 1))
+        charged = job.attempts_charged if job.adopt_only else max(0, job.attempts_charged - 1)
+        free = replace(_released(job, at, why), attempts_charged=charged)
         return _pending_or_cancelled(free, at)
 
     return change
@@ -206,7 +212,7 @@ def stop_cancelled(owner: Owner, at: datetime) -> Change:
 
     def change(job: Job) -> Job:
         _owned(job, owner)
-        return _released(job, at, "cancelled").move(JobState.CANCELLED, at, cancel_requested=True)
+        return _released(job, at, "cancelled").move(JobState.CANCELLED, at, cancel_requested=True, error=None)
 
     return change
 
@@ -215,15 +221,12 @@ def stop_cancelled(owner: Owner, at: datetime) -> Change:
 
 
 def break_lease(lease_version: int, problem: Problem, max_attempts: int, at: datetime) -> Change:
-    """The owner was lost: PENDING again, or ERROR when attempts are used up. Nothing if the lease moved meanwhile."""
+    """The owner was lost: as after a failure. Nothing if the lease moved meanwhile."""
 
     def change(job: Job) -> Job:
         if not job.claimed or job.lease_version != lease_version:
             return job
-        free = _released(job, at, problem.code)
-        if job.cancel_requested:
-            return free.move(JobState.CANCELLED, at)
-        return _again_or_error(free, problem, max_attempts, at)
+        return _again_or_error(_released(job, at, problem.code), problem, max_attempts, at)
 
     return change
 
@@ -266,12 +269,23 @@ def _released(job: Job, at: datetime, why: str) -> Job:
 
 def _pending_or_cancelled(job: Job, at: datetime) -> Job:
     if job.cancel_requested:
-        return job.move(JobState.CANCELLED, at)
+        return job.move(JobState.CANCELLED, at, error=None)
     return job if job.state is JobState.PENDING else job.move(JobState.PENDING, at, progress=0.0, stage=None)
 
 
 def _again_or_error(job: Job, problem: Problem, max_attempts: int, at: datetime) -> Job:
-    numbered = replace(problem, attempt=problem.attempt or job.attempts_charged)
+    """What a failed attempt means. One that was to be cancelled is, wherever it would have been tried again.
+
+    Between publishing and saying so a worker may be lost. So a job whose attempts are used up gets one more claim if it
+    left something staged, which only looks whether everything is there; its error waits in the record.
+    """
+    if problem.retryable and job.cancel_requested:
+        return _pending_or_cancelled(job, at)
+    if job.adopt_only:
+        return job.move(JobState.ERROR, at)
     if problem.retryable and job.attempts_charged < max_attempts:
         return _pending_or_cancelled(job, at)
-    return job.move(JobState.ERROR, at, error=numbered)
+    ended = replace(job, error=replace(problem, attempt=problem.attempt or job.attempts_charged))
+    if problem.retryable and job.revocable:
+        return _pending_or_cancelled(ended, at)
+    return ended.move(JobState.ERROR, at)

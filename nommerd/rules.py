@@ -33,7 +33,7 @@ def decide(job: Job | None, message: Message, message_id: str) -> Action:
     if job.schema_version > records.SCHEMA_VERSION:
         return Action.RELEASE
     if job.state.final:
-        return Action.REVOKE if job.staged else Action.DROP
+        return Action.REVOKE if job.revocable else Action.DROP
     if job.claimed:
         return Action.WATCH if job.message_id == message_id else Action.DROP
     # A parent waits for its children, not for a worker: the last child sends another message.

@@ -10,7 +10,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import islice
 from typing import NamedTuple
+
+from gevent.pool import Pool
 
 from nommerd import lifecycle, logs
 from nommerd.bus.base import Bus, BusUnavailable
@@ -19,6 +22,7 @@ from nommerd.messages import ChangeMessage, JobMessage
 from nommerd.store.base import Store, UnknownJob
 
 MARK_SECONDS = 2.0  # how long a message may be out before its record is looked at
+AT_ONCE = 32  # marked side by side
 UNMARKED_MAX = 50_000  # sent messages remembered; older ones are forgotten, and their jobs sent again by the sweeper
 
 
@@ -75,13 +79,20 @@ class Sending:
         if self._unmarked.get(key) is sent:
             del self._unmarked[key]
 
-    def mark_old(self, limit: int = 100) -> int:
-        """Mark up to `limit` messages that are out for MARK_SECONDS; returns how many."""
-        marked = 0
-        while marked < limit and self._unmarked:
-            key, sent = next(iter(self._unmarked.items()))
-            if self._clock() - sent.at < MARK_SECONDS:
-                break
+    def mark_old(self, limit: int = 400) -> int:
+        """Mark up to `limit` messages that are out for MARK_SECONDS, side by side so that they share transactions; returns how
+        many. Raises StoreUnavailable where one could not be marked."""
+        before = self._clock() - MARK_SECONDS
+        old = [key for key, sent in islice(self._unmarked.items(), limit) if sent.at <= before]
+        failures = [failure for failure in Pool(AT_ONCE).imap_unordered(self._failure, old) if failure is not None]
+        if failures:
+            raise failures[0]
+        return len(old)
+
+    def _failure(self, key: Key) -> Exception | None:
+        """What went wrong in marking."""
+        try:
             self.mark(key)
-            marked += 1
-        return marked
+        except Exception as error:
+            return error
+        return None

@@ -46,7 +46,7 @@ class Settling:
         self.announce(job)
         if not job.state.final:
             self._send_again(job, verdict, receipt)
-        elif not job.staged or self.revoke(job):
+        elif not job.revocable or self.revoke(job):
             receipt.drop()
         else:
             receipt.release(RELEASE_SECONDS)
@@ -59,13 +59,17 @@ class Settling:
     def revoke(self, job: Job) -> bool:
         """Revoke what a settled job left staged, and note it. False where not all of it could be reached."""
         done: list[str] = []
+        published = False
         try:
             dest = full_dest(job, self._tools.keyring)
             for entry in job.staged:
                 uri = complete(dest, entry.uri)
-                self._tools.storage.for_uri(uri, "dest").revoke(uri, entry.handle)
-                done.append(entry.handle)
-            self._store.update(job.key, lifecycle.unstaged(done))
+                backend = self._tools.storage.for_uri(uri, "dest")
+                if entry.handle:
+                    backend.revoke(uri, entry.handle)
+                    done.append(entry.handle)
+                published = published or backend.carries(uri, entry.bytes, entry.sha256, entry.handle)
+            self._store.update(job.key, lifecycle.unstaged(done, published))
         except UnknownJob:
             return True
         except NommerdError as error:
@@ -76,7 +80,7 @@ class Settling:
     def _send_again(self, job: Job, verdict: Verdict, receipt: Receipt) -> None:
         """A new message instead of the old one, so that a job may be tried long after the old one's life has ended."""
         given_back = verdict.outcome is Outcome.GIVEN_BACK
-        delay = verdict.delay_seconds if given_back else retry_delay(job.attempts_charged)
+        delay = verdict.delay_seconds if given_back or job.adopt_only else retry_delay(job.attempts_charged)
         try:
             message_id = self._bus.jobs.send(JobMessage(id=job.id, project=job.project, priority=job.priority), delay)
         except BusUnavailable:

@@ -20,14 +20,14 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE jobs (
         project TEXT NOT NULL, id TEXT NOT NULL, version INTEGER NOT NULL, token INTEGER NOT NULL, state TEXT NOT NULL,
         created INTEGER NOT NULL, finished INTEGER, preset TEXT, error_code TEXT, recipe TEXT NOT NULL,
-        sweep_at REAL, webhook_at REAL, body TEXT NOT NULL,
+        sweep INTEGER, sweep_at REAL, webhook_at REAL, body TEXT NOT NULL,
         PRIMARY KEY (project, id));
     CREATE INDEX jobs_by_created ON jobs (project, created, id);
     CREATE INDEX jobs_by_state ON jobs (project, state, created, id, preset, error_code);
     CREATE INDEX jobs_by_preset ON jobs (project, preset, created, id);
     CREATE INDEX jobs_by_error ON jobs (project, error_code, created, id) WHERE error_code IS NOT NULL;
     CREATE INDEX jobs_by_recipe ON jobs (recipe);
-    CREATE INDEX jobs_by_sweep ON jobs (sweep_at) WHERE sweep_at IS NOT NULL;
+    CREATE INDEX jobs_by_sweep ON jobs (sweep, sweep_at, project, id) WHERE sweep IS NOT NULL;
     CREATE INDEX jobs_by_webhook ON jobs (webhook_at) WHERE webhook_at IS NOT NULL;
     CREATE INDEX jobs_by_finished ON jobs (finished) WHERE finished IS NOT NULL;
 

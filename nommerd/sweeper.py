@@ -15,17 +15,18 @@ from typing import Protocol
 from gevent.pool import Pool
 
 from nommerd import lifecycle, logs
-from nommerd.bus.base import Bus, BusUnavailable
+from nommerd.bus.base import Bus, BusUnavailable, Delivery
 from nommerd.errors import InfrastructureError, Problem
-from nommerd.job import UNSENT_SECONDS, Job, JobState, utcnow
+from nommerd.job import UNSENT_SECONDS, Job, JobState, Sweep, utcnow
 from nommerd.messages import JobMessage
 from nommerd.sending import Sending
 from nommerd.store.base import Store, UnknownJob
 
-PAGE = 200  # jobs looked at in one sweep
-AT_ONCE = 16  # of them, so that their writes share transactions
+PAGE = 200  # jobs of a kind looked at in one go
+UNSENT_PAGES = 10  # of unsent jobs in one sweep: each is dealt with then
+AT_ONCE = 32  # jobs, so that their writes share transactions
 DEAD_LETTERS = 50  # in one sweep
-RESEND_ANYWAY = timedelta(hours=1)  # a message that long out is sent again even though the queue is not empty
+RESEND_ANYWAY = timedelta(hours=1)  # a message out for so long, twice as long, … is sent again though the queue is not empty
 
 
 class Watch(Protocol):
@@ -43,7 +44,6 @@ class Swept:
     sent: list[str] = field(default_factory=list)
     marked: list[str] = field(default_factory=list)
     abandoned: list[str] = field(default_factory=list)
-    postponed: int = 0
     dead_letters: int = 0
 
     def __bool__(self) -> bool:
@@ -64,20 +64,34 @@ class Sweeper:
         self._max_attempts = max_attempts
         self._abandon_after = timedelta(seconds=abandon_after_seconds)
         self._page = page
+        self._behind: dict[Sweep, Job] = {}  # how far the last sweep came, where its page was full
 
     def sweep(self, now: datetime, starting: bool = False) -> Swept:
         """Look after what is due at `now`. `starting`: nobody in this process is about to send, so unsent is due at once.
 
         Raises StoreUnavailable when it cannot look at all; one job's trouble is logged and waits for the next sweep.
         """
-        swept = Swept()
-        ahead = UNSENT_SECONDS if starting else 0.0
-        jobs = self._store.due_for_sweep(now.timestamp() + ahead, self._page)
-        swept.seen = len(jobs)
-        look = _Look(now, self._bus, full=len(jobs) >= self._page)
-        Pool(AT_ONCE).map(lambda job: self._guarded(job, look, swept), jobs)
+        swept, look = Swept(), _Look(now, self._bus)
+        for kind in Sweep:
+            ahead = UNSENT_SECONDS if starting and kind is Sweep.UNSENT else 0.0
+            for _ in range(UNSENT_PAGES if kind is Sweep.UNSENT else 1):
+                jobs = self._next_page(kind, now.timestamp() + ahead)
+                swept.seen += len(jobs)
+                Pool(AT_ONCE).map(lambda job: self._guarded(job, look, swept), jobs)
+                if kind not in self._behind:
+                    break
         self._settle_dead_letters(swept)
         return swept
+
+    def _next_page(self, kind: Sweep, now: float) -> Sequence[Job]:
+        """The page behind the last one; after the last of all, the first again. So however many jobs must be looked at again
+        and again, each has its turn."""
+        jobs = self._store.due_for_sweep(kind, now, self._page, self._behind.get(kind))
+        if len(jobs) >= self._page:
+            self._behind[kind] = jobs[-1]
+        else:
+            self._behind.pop(kind, None)
+        return jobs
 
     def _guarded(self, job: Job, look: _Look, swept: Swept) -> None:
         try:
@@ -91,17 +105,15 @@ class Sweeper:
 
     def _tend(self, job: Job, look: _Look, swept: Swept) -> None:
         if job.claimed:
-            self._watch_lease(job, swept)
+            self._watch_lease(job, look, swept)
         elif job.state is JobState.PENDING and job.token > 0 and look.now - _last_heard(job) > self._abandon_after:
             self._abandon(job, swept)
         elif job.message_id is None:
-            self._send_unsent(job, swept)
+            self._send_unsent(job, look, swept)
         elif look.should_resend(job):
-            self._send(job, swept)
-        elif look.full:
-            self._postpone(job, look.now, swept)
+            self._send(job, look, swept)
 
-    def _watch_lease(self, job: Job, swept: Swept) -> None:
+    def _watch_lease(self, job: Job, look: _Look, swept: Swept) -> None:
         why = self._watch.expired(job)
         if why is None:
             return
@@ -111,7 +123,7 @@ class Sweeper:
         swept.broken.append(job.id)
         logs.get().warning("lease.broken", job=job.id, token=job.token, state=free.state.value, why=why.message)
         if free.sweep_at is not None:  # it waits for a worker, or what it staged must be revoked
-            self._send(free, swept)
+            self._send(free, look, swept)
         if free.event_seq != job.event_seq:
             self._on_change(free)
 
@@ -122,51 +134,58 @@ class Sweeper:
             logs.get().warning("job.abandoned", job=job.id, last_heard=str(_last_heard(job)))
             self._on_change(gone)
 
-    def _send_unsent(self, job: Job, swept: Swept) -> None:
+    def _send_unsent(self, job: Job, look: _Look, swept: Swept) -> None:
         if self._sending.is_out(job):
             self._sending.mark(job.key)
             swept.marked.append(job.id)
         elif self._store.get(job.key).version == job.version:  # else it was marked or claimed since we looked
-            self._send(job, swept)
+            self._send(job, look, swept)
 
-    def _send(self, job: Job, swept: Swept) -> None:
-        if self._sending.send(job) is not None:
-            swept.sent.append(job.id)
-            self._sending.mark(job.key)
-
-    def _postpone(self, job: Job, now: datetime, swept: Swept) -> None:
-        """Let others be seen: the page is full of jobs whose messages just wait their turn."""
-        if job.message_id is not None:
-            self._store.update(job.key, lifecycle.sent(job.message_id, now))
-            swept.postponed += 1
+    def _send(self, job: Job, look: _Look, swept: Swept) -> None:
+        if look.deaf:
+            return
+        if self._sending.send(job) is None:
+            look.deaf = True  # each try may take long: leases must be watched meanwhile
+            return
+        swept.sent.append(job.id)
+        self._sending.mark(job.key)
 
     def _settle_dead_letters(self, swept: Swept) -> None:
         try:
-            for letter in self._bus.jobs.dead_letters(DEAD_LETTERS):
-                if isinstance(letter.message, JobMessage):
-                    with suppress(UnknownJob):
-                        self._store.update(letter.message.key, lifecycle.dead_lettered(letter.message_id, utcnow()))
-                letter.ack()
-                swept.dead_letters += 1
-            for letter in self._bus.changes.dead_letters(DEAD_LETTERS):
-                letter.ack()
+            letters = [*self._bus.jobs.dead_letters(DEAD_LETTERS), *self._bus.changes.dead_letters(DEAD_LETTERS)]
         except InfrastructureError as error:
             logs.get().warning("sweep.dead_letters_put_off", why=str(error))
+            return
+        for letter in letters:
+            try:
+                self._settle_dead_letter(letter)
+                swept.dead_letters += isinstance(letter.message, JobMessage)
+            except InfrastructureError as error:
+                logs.get().warning("sweep.dead_letter_put_off", job=letter.message.id, why=str(error))
+
+    def _settle_dead_letter(self, letter: Delivery) -> None:
+        if isinstance(letter.message, JobMessage):
+            with suppress(UnknownJob):
+                self._store.update(letter.message.key, lifecycle.dead_lettered(letter.message_id, utcnow()))
+        letter.ack()
 
 
 class _Look:
-    """One sweep's view of the bus: asked at most once."""
+    """One sweep's view of the bus: asked at most once. `deaf`: it took no message."""
 
-    def __init__(self, now: datetime, bus: Bus, full: bool) -> None:
+    def __init__(self, now: datetime, bus: Bus) -> None:
         self.now = now
-        self.full = full
+        self.deaf = False
         self._bus = bus
         self._empty: bool | None = None
 
     def should_resend(self, job: Job) -> bool:
-        """Whether a message that was sent counts as lost: nobody has any to receive, or another hour has passed."""
+        """Whether a message that was sent counts as lost: nobody has any to receive, or it is out for an hour, two, four, ….
+
+        While no worker runs, each message that is sent once more is one more to be received and dropped later.
+        """
         base = _last_heard(job)
-        if (self.now - base) // RESEND_ANYWAY > ((job.sent_at or base) - base) // RESEND_ANYWAY:
+        if _doublings(self.now - base) > _doublings((job.sent_at or base) - base):
             return True
         if self._empty is None:
             try:
@@ -174,6 +193,11 @@ class _Look:
             except BusUnavailable:
                 self._empty = False
         return self._empty
+
+
+def _doublings(out: timedelta) -> int:
+    """How often RESEND_ANYWAY has passed, each time twice as long as before."""
+    return max(0, out // RESEND_ANYWAY).bit_length()
 
 
 def _last_heard(job: Job) -> datetime:

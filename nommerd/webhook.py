@@ -13,21 +13,25 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from standardwebhooks import Webhook
 
 from nommerd.errors import ConfigError, NommerdError
 from nommerd.job import utcnow
-from nommerd.net.egress import Answer, Egress
+from nommerd.net.egress import Egress
 from nommerd.net.retry_after import retry_after_seconds
 from nommerd.net.watched import watched
 from nommerd.secrets import Secret, new_webhook_secret, secret_file
+
+if TYPE_CHECKING:
+    from nommerd.net.session import Answer
 
 TOTAL_SECONDS = 15.0
 REPLY_BYTES_MAX = 64 * 1024
 GONE = 410
 RETRY_AFTER_MAX_SECONDS = 86400.0
-SCHEDULE_SECONDS = (5.0, 30.0, 120.0, 600.0, 1800.0, 3600.0, 3 * 3600.0, 6 * 3600.0, 12 * 3600.0, 86400.0)
+SCHEDULE_SECONDS = (5.0, 30.0, 120.0, 600.0, 3600.0, 3 * 3600.0, 8 * 3600.0, 16 * 3600.0, 86400.0)  # two days for ten tries
 JITTER = 0.2  # a wait is up to so much longer: receivers that were down are not asked all at once
 SECRET_BYTES = (24, 64)  # what Standard Webhooks asks for
 

@@ -130,14 +130,14 @@ class Worker:
                               version=__version__, encoders=tuple(sorted(self._tools.binaries.encoders)), reported=utcnow())
         try:
             self._store.put_worker(record)
-        except InfrastructureError as error:
-            self._log.warning("heartbeat.failed", why=str(error))
+        except Exception as error:
+            self._log.warning("heartbeat.failed", why=str(error), exc_info=not isinstance(error, InfrastructureError))
 
     def _clean(self) -> None:
         try:
             removed = self._tools.workspaces.clean()
-        except OSError as error:
-            self._log.warning("workspaces.not_cleaned", why=error.strerror)
+        except Exception as error:
+            self._log.warning("workspaces.not_cleaned", why=str(error), exc_info=not isinstance(error, OSError))
             return
         if removed:
             self._log.info("workspaces.cleaned", removed=removed)

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from nommerd.errors import Stop
+from nommerd.errors import Problem, Stop
 from nommerd.job import JobState, Staged
 from nommerd.media.binaries import Binaries, find
 from nommerd.pipeline.context import SOURCE, Context, MediaFile, Task
@@ -29,7 +29,7 @@ class Listener:
     def progress(self, progress: float, stage_id: str, eta_seconds: float | None) -> None:
         self.seen.append(progress)
 
-    def stage_outputs(self, staged: Sequence[Staged]) -> None:
+    def stage_outputs(self, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> None:
         return None
 
     def confirm(self) -> None:

@@ -132,7 +132,7 @@ class TerminalRecorder:
         """How far the job is."""
         self._line.show(stage_id, progress, eta_seconds)
 
-    def stage_outputs(self, staged: Sequence[Staged]) -> None:
+    def stage_outputs(self, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> None:
         """Nothing to note: a run that dies is not continued."""
 
     def confirm(self) -> None:

@@ -22,6 +22,7 @@ def adopt(context: Context, whole: bool) -> bool:
     wanted = [entry for entry in staged if entry.token == newest]
     if whole and all(entry in carried for entry in wanted):
         context.outputs.extend(Output(uri=e.uri, bytes=e.bytes, sha256=e.sha256, probe=e.probe) for e in wanted)
+        context.warnings.extend(context.task.warnings)
         return True
     context.published.extend(carried)
     if not carried:  # else the record keeps the list: only the whole of it shows that something is missing
@@ -33,5 +34,6 @@ def _revoked_and_carried(context: Context, entry: Staged) -> bool:
     context.stop.check()
     uri = complete(context.task.dest, entry.uri)
     backend = context.storage.for_uri(uri, "dest")
-    backend.revoke(uri, entry.handle)
+    if entry.handle:
+        backend.revoke(uri, entry.handle)
     return backend.carries(uri, entry.bytes, entry.sha256, entry.handle)

@@ -32,6 +32,7 @@ class Task:
     overwrite: bool = False
     on_damage: str | None = None
     staged: tuple[Staged, ...] = ()  # what earlier attempts left
+    warnings: tuple[Problem, ...] = ()  # what they warned of
 
 
 @dataclass(slots=True, kw_only=True)
@@ -58,8 +59,8 @@ class Recorder(Protocol):
     def progress(self, progress: float, stage_id: str, eta_seconds: float | None) -> None:
         """How far the job is, 0 to 1 over all stages. Cheap; may be dropped. Comes from any thread."""
 
-    def stage_outputs(self, staged: Sequence[Staged]) -> None:
-        """Durably note what is about to be uploaded (the whole list). Raises Fenced."""
+    def stage_outputs(self, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> None:
+        """Durably note what is about to be uploaded (the whole list), and the warnings so far. Raises Fenced."""
 
     def confirm(self) -> None:
         """Return if the job is still ours by a fresh write; else raise Fenced."""

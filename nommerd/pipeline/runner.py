@@ -27,7 +27,7 @@ def run_pipeline(stages: Sequence[Stage], context: Context) -> None:
     Nothing runs where an earlier attempt already published every output: they are adopted. Raises what a stage raises;
     `context.stage_id` then is that stage, see `problem_of`.
     """
-    if adopt(context, whole=_publishes_once(stages)):
+    if adopt_outputs(stages, context):
         return
     steps = _plan(stages)
     bar = _Bar(context, steps)
@@ -36,6 +36,11 @@ def run_pipeline(stages: Sequence[Stage], context: Context) -> None:
         bar.begin(step)
         step.run(context)
     context.stop.check()
+
+
+def adopt_outputs(stages: Sequence[Stage], context: Context) -> bool:
+    """Whether an earlier attempt already published all that the pipeline makes; `context.outputs` is the result then."""
+    return adopt(context, whole=_publishes_once(stages))
 
 
 def problem_of(error: Exception, context: Context) -> Problem:

@@ -98,7 +98,8 @@ class StorageRegistry:
         try:
             scheme = urlsplit(uri).scheme.lower()
         except ValueError:
-            raise InputError(f"{family}.bad_uri", "This is not a URI.", "Write file:///path, https://host/path or s3://bucket/key.") from None
+            raise InputError(f"{family}.bad_uri", "This is not a URI.",
+                             "Write file:///path, https://host/path or s3://bucket/key.") from None
         backend = self._backends.get(scheme)
         if backend is None:
             known = ", ".join(sorted(self._backends))

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from nommerd.errors import InfrastructureError
-from nommerd.job import Job, JobState, Key, Owner, new_id, utcnow
+from nommerd.job import Job, JobState, Key, Owner, Sweep, new_id, utcnow
 from nommerd.lifecycle import Change
 
 RECIPE_GRACE_SECONDS = 3600.0
@@ -118,13 +118,14 @@ class Store(ABC):
         """How many jobs are in each state; states without any are left out."""
 
     @abstractmethod
-    def due_for_sweep(self, now: float, limit: int) -> Sequence[Job]:
-        """Jobs whose `sweep_at` is at or before `now` (epoch seconds), of all projects: claimed ones first, then the
-        longest overdue."""
+    def due_for_sweep(self, kind: Sweep, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
+        """Jobs with this `sweep` whose `sweep_at` is at or before `now` (epoch seconds), of all projects, by `sweep_at` and
+        key; `after` continues behind a job as it was returned. Records that cannot be read are left out, and logged."""
 
     @abstractmethod
     def webhooks_due(self, now: float, limit: int) -> Sequence[Job]:
-        """Jobs whose `webhook_at` is at or before `now` (epoch seconds), of all projects, longest overdue first."""
+        """Jobs whose `webhook_at` is at or before `now` (epoch seconds), of all projects, longest overdue first. Records that
+        cannot be read are left out, and logged."""
 
     @abstractmethod
     def delete_finals(self, finished_before: datetime, limit: int) -> int:

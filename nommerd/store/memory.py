@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from nommerd.job import Job, JobState, Key
+from nommerd.job import Job, JobState, Key, Sweep
 from nommerd.store.base import (
     RECIPE_GRACE_SECONDS,
     Conflict,
@@ -72,9 +72,10 @@ class MemoryStore(Store):
     def count(self, project: str) -> dict[JobState, int]:
         return dict(Counter(job.state for job in self._all() if job.project == project))
 
-    def due_for_sweep(self, now: float, limit: int) -> Sequence[Job]:
-        due = [(at, job.id, job) for job in self._all() if (at := job.sweep_at) is not None and at <= now]
-        return [job for *_, job in sorted(due, key=lambda entry: entry[:2])[:limit]]
+    def due_for_sweep(self, kind: Sweep, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
+        due = [(job.sweep_at or 0.0, job.key, job) for job in self._all() if job.sweep is kind]
+        behind = (-1.0, Key("", "")) if after is None else (after.sweep_at or 0.0, after.key)
+        return [job for at, key, job in sorted(due, key=lambda entry: entry[:2]) if at <= now and (at, key) > behind][:limit]
 
     def webhooks_due(self, now: float, limit: int) -> Sequence[Job]:
         due = [(at, job.id, job) for job in self._all() if (at := job.webhook_at) is not None and at <= now]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,9 @@ from typing import Any, TypeVar
 
 from pydantic import TypeAdapter
 
-from nommerd.job import Job, JobState, Key
+from nommerd import logs
+from nommerd.errors import InfrastructureError
+from nommerd.job import Job, JobState, Key, Sweep
 from nommerd.sqlite import Database, DatabaseUnavailable
 from nommerd.store import listing
 from nommerd.store.base import (
@@ -32,18 +35,23 @@ T = TypeVar("T")
 _WORKER = TypeAdapter(WorkerRecord)
 _LEADER = TypeAdapter(Leader)
 _GET = f"SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.project = ? AND j.id = ?"
-_DUE = f"SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.{{0}} <= ? ORDER BY j.{{0}}, j.id LIMIT ?"
+_SWEEP = f"""
+    SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.sweep = ? AND j.sweep_at <= ?
+    AND (j.sweep_at, j.project, j.id) > (?, ?, ?) ORDER BY j.sweep_at, j.project, j.id LIMIT ?"""
+_WEBHOOKS = f"""
+    SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.webhook_at <= ? ORDER BY j.webhook_at, j.id LIMIT ?"""
 _INSERT = """
     INSERT INTO jobs (project, id, created, recipe, preset,
-                      version, token, state, finished, error_code, sweep_at, webhook_at, body)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
+                      version, token, state, finished, error_code, sweep, sweep_at, webhook_at, body)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING"""
 _UPDATE = """
-    UPDATE jobs SET version = ?, token = ?, state = ?, finished = ?, error_code = ?, sweep_at = ?, webhook_at = ?, body = ?
+    UPDATE jobs
+    SET version = ?, token = ?, state = ?, finished = ?, error_code = ?, sweep = ?, sweep_at = ?, webhook_at = ?, body = ?
     WHERE project = ? AND id = ?"""
 _LABEL = "project = ? AND name = ? AND value = ? AND state = ? AND created = ? AND id = ?"
 _REPORT = """
     INSERT OR REPLACE INTO progress SELECT project, id, token, ?, ?, ? FROM jobs
-    WHERE project = ? AND id = ? AND token = ? AND sweep_at = 0"""  # sweep_at is 0 while, and only while, a job is claimed
+    WHERE project = ? AND id = ? AND token = ? AND sweep = 0"""  # Sweep.CLAIMED
 _PUT_RECIPE = "INSERT INTO recipes VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET stored = excluded.stored"
 
 
@@ -94,22 +102,21 @@ class SqliteStore(Store):
         self._write(run)
 
     def list(self, query: JobQuery) -> JobPage:
-        sql, arguments = listing.select(query)
-        jobs = self._read(lambda db: [_job(row) for row in db.execute(sql, arguments)])
-        if len(jobs) <= query.limit:
-            return JobPage(jobs, None)
-        return JobPage(jobs[:query.limit], Cursor.of(jobs[query.limit - 1]).encode())
+        found = self._jobs(*listing.select(query))
+        jobs = [job for job in found[:query.limit] if job is not None]
+        return JobPage(jobs, Cursor.of(jobs[-1]).encode() if jobs and len(found) > query.limit else None)
 
     def count(self, project: str) -> dict[JobState, int]:
         rows = self._read(lambda db: db.execute("SELECT state, count(*) FROM jobs WHERE project = ? GROUP BY state",
                                                 (project,)).fetchall())
         return {JobState(state): count for state, count in rows}
 
-    def due_for_sweep(self, now: float, limit: int) -> Sequence[Job]:
-        return self._read(lambda db: [_job(row) for row in db.execute(_DUE.format("sweep_at"), (now, limit))])
+    def due_for_sweep(self, kind: Sweep, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
+        behind = (-1.0, "", "") if after is None else (after.sweep_at, *after.key)
+        return [job for job in self._jobs(_SWEEP, (kind, now, *behind, limit)) if job is not None]
 
     def webhooks_due(self, now: float, limit: int) -> Sequence[Job]:
-        return self._read(lambda db: [_job(row) for row in db.execute(_DUE.format("webhook_at"), (now, limit))])
+        return [job for job in self._jobs(_WEBHOOKS, (now, limit)) if job is not None]
 
     def delete_finals(self, finished_before: datetime, limit: int) -> int:
         before = microseconds(finished_before)
@@ -181,6 +188,14 @@ class SqliteStore(Store):
             self._closed = True
             self._database.close()
 
+    def _jobs(self, sql: str, arguments: Sequence[Any]) -> builtins.list[Job | None]:
+        """The jobs of a query. One that cannot be read must not hide the others: it is None, and logged."""
+        found = self._read(lambda db: [_job_or_why(row) for row in db.execute(sql, arguments)])
+        for bad in found:
+            if isinstance(bad, str):
+                logs.get().error("record.unreadable", why=bad)
+        return [None if isinstance(one, str) else one for one in found]
+
     def _execute(self, sql: str, arguments: tuple[Any, ...]) -> None:
         self._write(lambda db: db.execute(sql, arguments).rowcount)
 
@@ -206,7 +221,7 @@ class SqliteStore(Store):
 def _columns(job: Job) -> tuple[Any, ...]:
     """What may change of a record, in the order of _INSERT and _UPDATE."""
     return (job.version, job.token, job.state, None if job.finished is None else microseconds(job.finished),
-            _code(job), job.sweep_at, job.webhook_at, job.encode().decode())
+            _code(job), job.sweep, job.sweep_at, job.webhook_at, job.encode().decode())
 
 
 def _code(job: Job) -> str | None:
@@ -225,6 +240,13 @@ def _job(row: tuple[Any, ...]) -> Job:
     if not job.claimed or token != job.token:
         return job
     return replace(job, progress=progress, stage=stage, eta_seconds=eta_seconds)
+
+
+def _job_or_why(row: tuple[Any, ...]) -> Job | str:
+    try:
+        return _job(row)
+    except InfrastructureError as error:
+        return f"{error.message} It begins with {row[0][:60]!r}."
 
 
 def _optional(row: tuple[Any, ...] | None) -> Job | None:

@@ -1,14 +1,16 @@
 """A job's life under every order of events: processes that crash between any two steps, pause past their lease, lose answers.
 
 API calls, workers and the sweeper are written as generators that yield where a crash may come; hypothesis chooses who takes
-the next step, what becomes of each write, and who dies. Below them a store checks every write that is applied. At the end
-the faults stop, and every job must come to its end.
+the next step, what becomes of each write, and who dies. Below them a store checks every write that is applied. Beside them
+is a destination: what was published, by which token, and which staging was revoked. At the end the faults stop, and every
+job must come to its end, and say the truth about its output.
 """
 
 from __future__ import annotations
 
 import itertools
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Generator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -21,7 +23,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from nommerd import lifecycle
 from nommerd.bus.base import Bus
 from nommerd.errors import Fenced, Problem
-from nommerd.job import TRANSITIONS, Attempt, Job, JobState, Key, Output, Owner, Staged
+from nommerd.job import TRANSITIONS, Attempt, Job, JobState, Key, Output, Owner, Staged, Sweep
 from nommerd.lifecycle import Change, NotClaimable, Refused
 from nommerd.messages import ChangeMessage, JobMessage
 from nommerd.store import base
@@ -36,8 +38,10 @@ FOREVER = datetime(2090, 1, 1, tzinfo=UTC).timestamp()
 S = JobState
 Process = Generator[None, str, None]
 
-ACTIONS = ("renew", "download", "encode", "upload", "stage", "replace_message", "finish", "fail", "give_back",
+ACTIONS = ("renew", "download", "encode", "upload", "stage", "replace_message", "publish", "finish", "fail", "give_back",
            "stop_cancelled")
+ENDS = ("finish", "fail", "give_back", "stop_cancelled")
+LOST = Problem(code="node.lost", message="lost", retryable=True)
 fates = st.lists(st.sampled_from(Fate), max_size=3)
 texts = st.sampled_from(["short", "é" * 3000, "\x00" * 2000])
 problems = st.builds(Problem, code=st.sampled_from(["encoder.killed", "input.truncated"]), message=texts, hint=texts,
@@ -51,7 +55,8 @@ class CheckedStore(LossyStore):
         super().__init__(store)
         self.claims: dict[tuple[Key, int], str] = {}  # which claim holds a token: for ever the same one
         self.as_owner: str | None = None  # the claim that the write now under way is made under
-        self.retrying = False
+        self.retrying = self.giving_back = False
+        self.spent: Counter[Key] = Counter()  # claims that were not given back, since the beginning or the last retry
         self.newest: dict[Key, Job] = {}  # what was applied last, beside the store's own memory
 
     def _write(self, write: Callable[..., None], *arguments: Any) -> None:
@@ -76,6 +81,10 @@ class CheckedStore(LossyStore):
         if self.as_owner is not None:
             assert before.owner is not None and before.owner.claim == self.as_owner, "written past the fence"
         assert (after.token > before.token) == (after.owner is not None and before.owner is None)
+        self.spent[after.key] += after.token - before.token - self.giving_back
+        if self.retrying and before.state.final:
+            self.spent[after.key] = 0
+        assert self.spent[after.key] <= MAX_ATTEMPTS + 1, "one claim more than attempts, to adopt"
 
     def _check_moves(self, before: Job, after: Job) -> None:
         moved = before.state is not after.state
@@ -103,8 +112,12 @@ class Life(RuleBasedStateMachine):
         self.keys: list[Key] = []
         self.processes: dict[int, Process] = {}
         self.killed: list[Process] = []
-        self.ended: list[tuple[Key, Owner]] = []  # claims whose process came to its end, or was fenced
+        self.claims: list[tuple[Key, Owner]] = []  # all that were ever tried
         self.seen: dict[Key, int] = {}  # lease versions as an observer saw them, perhaps long ago
+        self.dest: dict[Key, int] = {}  # the token under which the output was published
+        self.staged_by: dict[tuple[Key, int], str] = {}  # which claim noted its staging under this token
+        self.revoked: set[tuple[Key, str]] = set()
+        self.last_look_lost: set[Key] = set()  # nobody came to see whether the last attempt published
 
     def teardown(self) -> None:
         try:
@@ -142,6 +155,7 @@ class Life(RuleBasedStateMachine):
             return
         key, message_id = found[0].message.key, found[0].message_id
         yield
+        self.claims.append((key, owner))
         try:
             self.store.update(key, lifecycle.claim(owner, message_id, LEASE_SECONDS, self.now))
         except NotClaimable as refused:
@@ -149,19 +163,49 @@ class Life(RuleBasedStateMachine):
                 found[0].ack()
             return
         try:
-            yield from self.encode(key, owner)
+            yield from self.adopt(key, owner)
+            if self.store.newest[key].owner == owner:
+                yield from self.encode(key, owner)
         except Fenced:
             return
-        finally:
-            self.ended.append((key, owner))
         self.bus.changes.send(ChangeMessage(id=key.id))
         yield
         found[0].ack()
 
+    def adopt(self, key: Key, owner: Owner) -> Process:
+        """Whoever claims revokes first what was staged, and is done if that was published; when attempts are used up, it is
+        done in any case."""
+        job = self.store.newest[key]
+        if not job.staged:
+            return
+        self.revoke(job)
+        choice = yield
+        if choice not in ("give_back", "stop_cancelled"):
+            choice = "adopt" if self.published(job) else "fail" if job.adopt_only else "unstage"
+        while True:
+            try:
+                self.act(key, owner, choice)
+                return
+            except StoreUnavailable:
+                yield
+
+    def revoke(self, job: Job) -> None:
+        self.revoked |= {(job.key, staged.handle) for staged in job.staged}
+
+    def published(self, job: Job) -> bool:
+        return any(staged.token == self.dest.get(job.key) for staged in job.staged)
+
     def encode(self, key: Key, owner: Owner) -> Process:
         choice = ""
-        while choice not in ("finish", "fail", "give_back", "stop_cancelled"):
+        while choice not in ENDS:
             choice = yield
+            token = self.store.newest[key].token
+            if choice == "publish":  # without a look at the record: only revoking stops one who was paused
+                if (key, f".o.{token}.part") not in self.revoked and self.staged_by.get((key, token)) == owner.claim:
+                    self.dest[key] = token
+                continue
+            if choice == "finish" and self.dest.get(key) != token:
+                choice = "renew"
             try:
                 self.act(key, owner, choice)
             except StoreUnavailable:
@@ -179,23 +223,29 @@ class Life(RuleBasedStateMachine):
             "download": lambda: lifecycle.advance(owner, S.DOWNLOADING, "fetch", 0.1, self.now),
             "encode": lambda: lifecycle.advance(owner, S.ENCODING, "encode", 0.2, self.now),
             "upload": lambda: lifecycle.advance(owner, S.UPLOADING, "upload", 0.9, self.now),
-            "stage": lambda: lifecycle.stage(owner, [staged]),
+            "stage": lambda: lifecycle.stage(owner, [staged], many),
+            "publish": lambda: lifecycle.renew(owner, 0.95, "upload", None),
+            "unstage": lambda: lifecycle.stage(owner, []),
+            "adopt": lambda: lifecycle.finish(owner, [output], many, self.now),
             "replace_message": lambda: lifecycle.replace_message(owner, "m-new"),
             "finish": lambda: lifecycle.finish(owner, [output], many, self.now),
             "fail": lambda: lifecycle.fail(owner, self.problem, many, MAX_ATTEMPTS, self.now),
             "give_back": lambda: lifecycle.give_back(owner, "stopping " * 100, self.now),
             "stop_cancelled": lambda: lifecycle.stop_cancelled(owner, self.now),
         }
-        self.store.as_owner = owner.claim
+        self.store.as_owner, self.store.giving_back = owner.claim, choice == "give_back"
         try:
             self.store.update(key, changes[choice](), tries=3)
             assert ours, "written past the fence"
-            assert self.store.newest[key].attempts_charged == now.attempts_charged - (choice == "give_back")
+            uncharged = choice == "give_back" and not now.adopt_only
+            assert self.store.newest[key].attempts_charged == now.attempts_charged - uncharged
+            if choice == "stage":
+                self.staged_by[key, token] = owner.claim
         except Fenced:
             assert not ours, "fenced from its own job"
             raise
         finally:
-            self.store.as_owner = None
+            self.store.as_owner, self.store.giving_back = None, False
 
     problem = Problem(code="encoder.killed", message="", retryable=True)
 
@@ -243,24 +293,53 @@ class Life(RuleBasedStateMachine):
     @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
         process = self.processes.pop(data.draw(st.sampled_from(sorted(self.processes))))
-        self.killed.append(process)  # kept alive: closing a generator would run its `finally`, which kill -9 does not
+        self.killed.append(process)  # kept alive: closing a generator runs what kill -9 does not
+
+    @precondition(lambda self: self.keys)
+    @rule(data=st.data(), stage=st.booleans(), publish=st.booleans(), times=st.integers(1, MAX_ATTEMPTS + 1))
+    def workers_are_lost_one_after_the_other(self, data: st.DataObject, stage: bool, publish: bool, times: int) -> None:
+        key = data.draw(st.sampled_from(self.keys))
+        for _ in range(times):
+            owner = Owner(worker="lost", node="n", claim=f"lost-{next(self.numbers)}")
+            try:
+                job = self.store.update(key, lifecycle.claim(owner, "m", LEASE_SECONDS, self.now))
+            except NotClaimable:
+                return
+            for _ in self.adopt(key, owner):
+                pass
+            if self.store.newest[key].owner == owner:
+                if stage:
+                    self.act(key, owner, "stage")
+                if stage and publish:
+                    self.dest[key] = job.token
+                self.problem = LOST
+                self.sweep(self.store.newest[key])
 
     @rule(seconds=st.sampled_from([1, 31, 600]))
     def time_passes(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
-    @precondition(lambda self: self.ended)
+    @precondition(lambda self: self.claims)
     @rule(data=st.data(), choice=st.sampled_from(ACTIONS), problem=problems)
-    def a_late_write_is_refused(self, data: st.DataObject, choice: str, problem: Problem) -> None:
-        key, owner = data.draw(st.sampled_from(self.ended))
+    def a_write_comes_late(self, data: st.DataObject, choice: str, problem: Problem) -> None:
         self.problem = problem
+        self.try_to_write(*data.draw(st.sampled_from(self.claims)), choice)
+
+    def try_to_write(self, key: Key, owner: Owner, choice: str) -> None:
         before = self.store.get(key)
         try:
             self.act(key, owner, choice)
         except Fenced:
             assert self.store.get(key) == before
-        else:
-            raise AssertionError("an ended claim wrote")
+
+    @rule(steps=st.integers(2, 3), choice=st.sampled_from(ACTIONS), problem=problems)
+    def another_takes_over(self, steps: int, choice: str, problem: Problem) -> None:
+        """A lease is broken and the job claimed anew, while its older owners, who only paused, still try to write."""
+        older = list(self.claims)
+        self.sweep_all(False, problem)
+        self.begin_work(steps, [])
+        for key, owner in older:
+            self.try_to_write(key, owner, choice)
 
     # --- what others do to a job ---------------------------------------------------------------------------------
 
@@ -275,7 +354,7 @@ class Life(RuleBasedStateMachine):
         """The sweeper: breaks every lease, unless it waits, and sends what is overdue. Owners that only paused live on."""
         self.problem = problem
         self.now += timedelta(seconds=61)
-        for job in self.store.due_for_sweep(self.now.timestamp(), 100):
+        for job in self.due(self.now.timestamp()):
             if not (wait and job.claimed):
                 self.sweep(job)
 
@@ -287,6 +366,7 @@ class Life(RuleBasedStateMachine):
         self.other(key, lifecycle.break_lease(self.seen[key], problem, MAX_ATTEMPTS, self.now), fates)
         if before.lease_version != self.seen[key]:
             assert self.store.get(key) == before
+        self.note_lost_look(before)
 
     @precondition(lambda self: self.keys)
     @rule(data=st.data(), fates=fates, what=st.sampled_from(["cancel", "retry", "abandon", "sent", "dead_lettered", "unstaged",
@@ -300,7 +380,7 @@ class Life(RuleBasedStateMachine):
             "abandon": lambda: lifecycle.abandon(self.now),
             "sent": lambda: lifecycle.sent("m-other", self.now),
             "dead_lettered": lambda: lifecycle.dead_lettered(job.message_id or "none", self.now),
-            "unstaged": lambda: lifecycle.unstaged([staged.handle for staged in job.staged]),
+            "unstaged": lambda: self.unstaged(job),
             "accepted": lambda: lifecycle.events_accepted(job.event_seq),
             "postponed": lambda: lifecycle.event_postponed(job.event_seq, self.now),
             "given_up": lambda: lifecycle.event_postponed(job.event_seq, None),
@@ -322,7 +402,7 @@ class Life(RuleBasedStateMachine):
 
     @invariant()
     def every_record_is_sound(self) -> None:
-        due = {job.key for job in self.store.due_for_sweep(FOREVER, 100)}
+        due = {job.key for job in self.due(FOREVER)}
         hooks = {job.key for job in self.store.webhooks_due(FOREVER, 100)}
         for key in self.keys:
             job = self.store.get(key)
@@ -332,7 +412,9 @@ class Life(RuleBasedStateMachine):
             assert not (job.claimed and job.state.final)
             assert (job.finished is not None) == job.state.final
             assert not job.claimed or job.sweep_at == 0
-            assert (job.key in due) == (job.sweep_at is not None) == (not job.state.final or bool(job.staged))
+            assert (job.key in due) == (job.sweep_at is not None) == (not job.state.final or bool(job.revocable))
+            assert not job.adopt_only or job.attempts_charged == MAX_ATTEMPTS
+            assert job.error is None or job.state not in (S.FINISHED, S.CANCELLED)
             assert (job.key in hooks) == (job.webhook_at is not None)
             assert [event.seq for event in job.events] == list(range(job.event_seq - len(job.events) + 1, job.event_seq + 1))
             assert not job.events or job.events[-1].state is job.state
@@ -347,9 +429,9 @@ class Life(RuleBasedStateMachine):
 
     def everything_comes_to_its_end(self) -> None:
         """No more faults: a sweeper, and a worker that finishes each first job and for ever fails at each second."""
-        self.problem = Problem(code="node.lost", message="lost", retryable=True)
+        self.problem = LOST
         for _ in range(10):
-            due = self.store.due_for_sweep(self.now.timestamp() + 3600, 100)
+            due = self.due(self.now.timestamp() + 3600)
             if not due:
                 break
             for job in due:
@@ -361,13 +443,37 @@ class Life(RuleBasedStateMachine):
             self.every_record_is_sound()
         left = {key: job.state for key in self.store.newest if not (job := self.store.get(key)).state.final}
         assert left == {}
-        assert self.store.due_for_sweep(FOREVER, 100) == []
+        assert self.due(FOREVER) == []
+        for key in self.keys:
+            self.the_truth_is_told(self.store.get(key))
+
+    def the_truth_is_told(self, job: Job) -> None:
+        """A finished job has its output. One that ended for want of attempts has none: else it would have been adopted."""
+        if job.state is S.FINISHED:
+            assert job.key in self.dest
+        if job.state is S.ERROR and job.error is not None and job.error.retryable and job.key not in self.last_look_lost:
+            assert not self.published(job)
+
+    def due(self, at: float) -> list[Job]:
+        return [job for kind in Sweep for job in self.store.due_for_sweep(kind, at, 100)]
+
+    def unstaged(self, job: Job) -> Change:
+        """As a worker that was told of a settled job does."""
+        if job.state.final:
+            self.revoke(job)
+        return lifecycle.unstaged([staged.handle for staged in job.staged], self.published(job))
+
+    def note_lost_look(self, before: Job) -> None:
+        if before.claimed and before.adopt_only and not self.store.get(before.key).claimed:
+            self.last_look_lost.add(before.key)
 
     def sweep(self, job: Job) -> None:
         if job.claimed:
-            job = self.store.update(job.key, lifecycle.break_lease(job.lease_version, self.problem, MAX_ATTEMPTS, self.now))
+            before, change = job, lifecycle.break_lease(job.lease_version, self.problem, MAX_ATTEMPTS, self.now)
+            job = self.store.update(job.key, change)
+            self.note_lost_look(before)
         if job.state.final:
-            self.store.update(job.key, lifecycle.unstaged([staged.handle for staged in job.staged]))
+            self.store.update(job.key, self.unstaged(job))
         else:
             for _ in self.send(job.key):
                 pass
@@ -377,7 +483,15 @@ class Life(RuleBasedStateMachine):
             self.store.update(key, lifecycle.claim(owner, "m", LEASE_SECONDS, self.now))
         except NotClaimable:
             return
-        self.act(key, owner, "finish" if key.id == self.keys[0].id else "fail")
+        for _ in self.adopt(key, owner):
+            pass
+        job = self.store.newest[key]
+        if job.owner == owner and key.id == self.keys[0].id:
+            self.act(key, owner, "stage")
+            self.dest[key] = job.token
+            self.act(key, owner, "finish")
+        elif job.owner == owner:
+            self.act(key, owner, "fail")
 
 
 class MemoryLife(Life):

@@ -12,7 +12,7 @@ import pytest
 
 from nommerd import lifecycle
 from nommerd.errors import Fenced, InfrastructureError, InputError, Problem
-from nommerd.job import RECORD_BYTES_MAX, Job, JobState, Key, Output, Owner, Priority, Staged, new_id, utcnow
+from nommerd.job import RECORD_BYTES_MAX, Job, JobState, Key, Output, Owner, Priority, Staged, Sweep, new_id, utcnow
 from nommerd.lifecycle import NotClaimable
 from nommerd.store import base
 from nommerd.store.base import (
@@ -327,20 +327,36 @@ class TestList:
 
 
 class TestDue:
-    def test_the_sweeper_sees_claimed_jobs_first_then_the_longest_overdue_of_all_projects(self, store: Store) -> None:
+    def test_the_sweeper_sees_each_kind_by_itself_the_longest_overdue_of_all_projects_first(self, store: Store) -> None:
         late = put(store, created=NOON - timedelta(hours=1), project="b")
         later = put(store, created=NOON - timedelta(hours=2))
         held = claimed(store, created=NOON - timedelta(seconds=1))
         put(store, created=NOON)
         store.update(put(store, created=NOON - timedelta(hours=3)).key, lifecycle.cancel(NOON))
-        assert ids(store.due_for_sweep(NOON.timestamp(), 10)) == ids([held, later, late])
-        assert ids(store.due_for_sweep(NOON.timestamp(), 2)) == ids([held, later])
+        out = store.update(put(store).key, lifecycle.sent("m", NOON - timedelta(minutes=2)))
+        store.update(put(store).key, lifecycle.sent("m", NOON))
+        assert ids(store.due_for_sweep(Sweep.CLAIMED, NOON.timestamp(), 10)) == [held.id]
+        assert ids(store.due_for_sweep(Sweep.UNSENT, NOON.timestamp(), 10)) == ids([later, late])
+        assert ids(store.due_for_sweep(Sweep.UNSENT, NOON.timestamp(), 1)) == [later.id]
+        assert ids(store.due_for_sweep(Sweep.SENT, NOON.timestamp(), 10)) == [out.id]
+
+    def test_the_sweeper_can_go_on_behind_a_job_it_has_seen(self, store: Store) -> None:
+        waiting = [put(store, created=NOON - timedelta(hours=hours), project=project)
+                   for hours in (3, 2, 2, 1) for project in ("a", "b")]
+        held = [claimed(store, project=project) for project in ("a", "b", "b")]
+        for kind, jobs in ((Sweep.UNSENT, waiting), (Sweep.CLAIMED, held)):
+            seen: list[Job] = []
+            while page := store.due_for_sweep(kind, NOON.timestamp(), 2, seen[-1] if seen else None):
+                assert len(page) <= 2
+                seen += page
+            wanted = sorted((store.get(job.key).sweep_at, job.key) for job in jobs)
+            assert [(job.sweep_at, job.key) for job in seen] == wanted
 
     def test_a_job_is_due_exactly_at_its_time(self, store: Store) -> None:
         made = put(store)
         assert made.sweep_at is not None
-        assert store.due_for_sweep(made.sweep_at - 0.001, 10) == []
-        assert ids(store.due_for_sweep(made.sweep_at, 10)) == [made.id]
+        assert store.due_for_sweep(Sweep.UNSENT, made.sweep_at - 0.001, 10) == []
+        assert ids(store.due_for_sweep(Sweep.UNSENT, made.sweep_at, 10)) == [made.id]
 
     def test_a_settled_job_is_swept_until_what_it_staged_is_revoked(self, store: Store) -> None:
         made = claimed(store)
@@ -348,9 +364,9 @@ class TestDue:
         store.update(made.key, lifecycle.stage(owner(), [staged]))
         store.update(made.key, lifecycle.fail(owner(), Problem(code="a.b", message="c"), [], 3, NOON))
         after = (NOON + timedelta(days=1)).timestamp()
-        assert ids(store.due_for_sweep(after, 10)) == [made.id]
+        assert ids(store.due_for_sweep(Sweep.UNSENT, after, 10)) == [made.id]
         store.update(made.key, lifecycle.unstaged(["h1"]))
-        assert store.due_for_sweep(after, 10) == []
+        assert store.due_for_sweep(Sweep.UNSENT, after, 10) == []
 
     def test_webhooks_come_longest_overdue_first_and_only_while_events_are_unaccepted(self, store: Store) -> None:
         def ended(**fields: Any) -> Job:

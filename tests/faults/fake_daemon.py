@@ -18,7 +18,7 @@ from nommerd import lifecycle
 from nommerd.bus import open_bus
 from nommerd.bus.base import BusUnavailable, Delivery
 from nommerd.errors import Fenced, Problem
-from nommerd.job import Job, JobState, Key, Output, Owner, new_id, utcnow
+from nommerd.job import Job, JobState, Key, Output, Owner, Sweep, new_id, utcnow
 from nommerd.lifecycle import NotClaimable
 from nommerd.messages import JobMessage
 from nommerd.store import open_store
@@ -70,7 +70,7 @@ class Daemon:
     def sweep(self) -> None:
         seen: dict[Key, tuple[int, float]] = {}
         while not self.stop.exists():
-            for job in self.store.due_for_sweep(time.time() + 3600, 1000):
+            for job in [job for kind in Sweep for job in self.store.due_for_sweep(kind, time.time() + 3600, 1000)]:
                 version, since = seen.get(job.key, (0, 0.0))
                 if version != job.version:
                     seen[job.key] = job.version, time.monotonic()

@@ -290,6 +290,38 @@ def test_an_output_published_just_before_the_kill_is_adopted_and_not_encoded_aga
     brisk.clean(job)
 
 
+def test_the_last_attempt_that_published_and_was_killed_is_no_error_but_adopted(tmp_path: Path) -> None:
+    yard = Yard(tmp_path, lease_seconds=3.0, max_attempts=1)
+    try:
+        first = yard.start("w1", before=DIE_AFTER_PUBLISHING)
+        job = yard.submit(slow=False)
+        assert first.wait(30) == -signal.SIGKILL
+        before = (yard.files / f"{job.id}.mp4").stat()
+        yard.start("w2")
+        done = yard.wait(job)
+        assert (yard.files / f"{job.id}.mp4").stat().st_ino == before.st_ino
+        assert [attempt.why for attempt in done.attempts] == ["node.lost", "finished"]
+        assert (done.attempts_charged, done.error) == (1, None)
+        yard.check_output(job)
+        yard.clean(job)
+    finally:
+        yard.close()
+
+
+def test_a_cancelled_job_whose_worker_is_killed_ends_cancelled_and_nothing_is_left(brisk: Yard) -> None:
+    first = brisk.start("w1")
+    job = brisk.submit()
+    brisk.encoding(job)
+    freeze_outside_a_write(brisk, first)  # else it would notice before it dies
+    brisk.store.update(job.key, lifecycle.cancel(utcnow()))
+    first.kill()
+    brisk.start("w2")
+    done = brisk.wait(job, JobState.CANCELLED)
+    assert [attempt.why for attempt in done.attempts] == ["node.lost"]
+    brisk.clean(job)
+    assert not (brisk.files / f"{job.id}.mp4").exists()
+
+
 def test_a_full_scratch_disk_is_retryable_and_the_worker_lives(tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()

@@ -11,7 +11,7 @@ import structlog
 from gevent.event import Event
 
 from nommerd import lifecycle
-from nommerd.deliveries import Deliveries
+from nommerd.deliveries import AT_ONCE, Deliveries
 from nommerd.job import Job, JobState, Key, Owner, Webhook, new_id, utcnow
 from nommerd.secrets import Keyring, Secret, new_key
 from nommerd.store.memory import MemoryStore
@@ -39,8 +39,8 @@ class Rig:
     def create(self, *states: JobState, **more: Any) -> Key:
         """A claimed job that went through these states."""
         now = utcnow()
-        job = Job(id=new_id(), pipeline="p", recipe="r", source="file:///s", dest="file:///d", created=now, updated=now,
-                  write_id=new_id(), **{"notify_url": "https://hook.example/", **more})
+        job = Job(pipeline="p", recipe="r", source="file:///s", dest="file:///d", created=now, updated=now, write_id=new_id(),
+                  **{"id": new_id(), "notify_url": "https://hook.example/", **more})
         self.store.create(job)
         self.store.update(job.key, lifecycle.claim(OWNER, "m", 30.0, utcnow()))
         for state in states:
@@ -168,6 +168,29 @@ def test_a_slow_receiver_does_not_hold_up_other_jobs() -> None:
     go.set()
     rig.settle()
     assert not rig.store.get(slow).due_events
+
+
+def test_receivers_that_cannot_be_known_do_not_keep_others_waiting() -> None:
+    rig = Rig(max_tries=10)
+    wrong = Keyring([Secret(new_key())]).encrypt({"notify_url": "https://hook.example/?token=abc"})
+    stuck = [rig.create(JobState.DOWNLOADING, secrets=wrong, id=f"a{number:02}") for number in range(AT_ONCE + 1)]
+    good = rig.create(JobState.DOWNLOADING, id="z")
+    for _ in range(3):
+        rig.run()
+    assert [id for _, id, _ in rig.posts] == [f"{good.id}.1"]
+    hook = rig.store.get(stuck[0]).webhook
+    assert hook.tries == 1 and not hook.disabled
+
+
+def test_a_fault_of_ours_in_one_delivery_does_not_repeat_it_for_ever() -> None:
+    def broken(id: str) -> Reply:
+        raise ZeroDivisionError
+    rig = Rig(broken)
+    key = rig.create(JobState.DOWNLOADING)
+    rig.run()
+    rig.run()
+    assert rig.seqs() == [1]
+    assert rig.store.get(key).webhook.tries == 1
 
 
 def test_one_who_does_not_lead_delivers_nothing() -> None:

@@ -25,6 +25,7 @@ from nommerd.job import (
     Output,
     Owner,
     Staged,
+    Sweep,
     Webhook,
     clipped,
     new_id,
@@ -68,18 +69,21 @@ def test_only_the_newest_events_are_kept() -> None:
 
 class TestSweepAt:
     def test_an_unsent_job_is_looked_at_soon_and_a_sent_one_later(self) -> None:
-        assert job().sweep_at == NOON.timestamp() + UNSENT_SECONDS
+        assert (job().sweep, job().sweep_at) == (Sweep.UNSENT, NOON.timestamp() + UNSENT_SECONDS)
         later = NOON + timedelta(hours=1)
-        assert job(message_id="m", sent_at=later).sweep_at == later.timestamp() + RESEND_SECONDS
+        sent = job(message_id="m", sent_at=later)
+        assert (sent.sweep, sent.sweep_at) == (Sweep.SENT, later.timestamp() + RESEND_SECONDS)
 
     def test_a_claimed_job_is_always_looked_at(self) -> None:
-        assert job(owner=Owner(worker="w", node="n"), message_id="m", sent_at=NOON).sweep_at == 0
+        held = job(owner=Owner(worker="w", node="n"), message_id="m", sent_at=NOON)
+        assert (held.sweep, held.sweep_at) == (Sweep.CLAIMED, 0)
 
     @pytest.mark.parametrize("state", FINAL)
-    def test_a_final_one_only_while_something_staged_is_left(self, state: JobState) -> None:
+    def test_a_final_one_only_while_something_staged_is_to_be_revoked(self, state: JobState) -> None:
         staged = Staged(uri="u", handle="h", bytes=1, sha256="s", token=1)
-        assert job(state=state).sweep_at is None
-        assert job(state=state, staged=(staged,)).sweep_at is not None
+        for found in (job(state=state), job(state=state, staged=(replace(staged, handle=""),))):
+            assert (found.sweep, found.sweep_at) == (None, None)
+        assert job(state=state, staged=(staged,)).sweep is Sweep.UNSENT
 
 
 class TestDueEvents:

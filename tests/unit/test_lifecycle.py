@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -80,7 +81,7 @@ class TestTheFence:
 
 class TestClaim:
     def test_it_raises_the_token_charges_an_attempt_and_clears_what_was(self) -> None:
-        before = job(error=KILLED, progress=0.7, stage="encode", eta_seconds=1.0, lease_version=4, token=2, attempts_charged=1)
+        before = job(progress=0.7, stage="encode", eta_seconds=1.0, lease_version=4, token=2, attempts_charged=1)
         after = lifecycle.claim(ME, "m7", 12, LATER)(before)
         assert (after.owner, after.token, after.attempts_charged, after.message_id) == (ME, 3, 2, "m7")
         assert (after.lease_version, after.lease_seconds) == (5, 12)
@@ -151,11 +152,64 @@ class TestFailing:
         after = lifecycle.fail(ME, KILLED, [], 3, LATER)(lifecycle.cancel(NOON)(running()))
         assert after.state is S.CANCELLED
 
+    def test_a_cancelled_job_whose_last_attempt_was_lost_is_cancelled_and_no_error(self) -> None:
+        assert lifecycle.fail(ME, KILLED, [], 1, LATER)(lifecycle.cancel(NOON)(running())).state is S.CANCELLED
+
     def test_attempts_that_were_given_back_do_not_count(self) -> None:
         one = job()
         for _ in range(5):
             one = lifecycle.give_back(ME, "x", NOON)(lifecycle.claim(ME, "m", 30, NOON)(one))
         assert lifecycle.fail(ME, KILLED, [], 3, LATER)(lifecycle.claim(ME, "m", 30, NOON)(one)).state is S.PENDING
+
+
+class TestTheLastLook:
+    """A job whose attempts are used up but that may have published everything gets one more claim, which may only adopt."""
+
+    def lost(self, max_attempts: int = 1, **fields: Any) -> Job:
+        staged = lifecycle.stage(ME, [STAGED], [BAD])(running(**fields))
+        return lifecycle.break_lease(staged.lease_version, KILLED, max_attempts, LATER)(staged)
+
+    def test_it_waits_for_a_worker_and_keeps_its_error(self) -> None:
+        one = self.lost()
+        assert (one.state, one.adopt_only, one.error) == (S.PENDING, True, replace(KILLED, attempt=1))
+        assert (one.staged, one.warnings, one.message_id) == ((STAGED,), (BAD,), None)
+
+    @pytest.mark.parametrize(("max_attempts", "fields"), [(3, {}), (1, {"cancel_requested": True})])
+    def test_there_is_none_while_attempts_are_left_nor_for_a_cancelled_job(self, max_attempts: int, fields: Any) -> None:
+        one = self.lost(max_attempts, **fields)
+        assert (one.adopt_only, one.error) == (False, None)
+
+    def test_there_is_none_where_nothing_is_staged_or_a_retry_could_not_help(self) -> None:
+        assert lifecycle.fail(ME, KILLED, [], 1, LATER)(running()).state is S.ERROR
+        assert lifecycle.fail(ME, BAD, [], 1, LATER)(lifecycle.stage(ME, [STAGED])(running())).state is S.ERROR
+
+    def test_its_claim_is_not_charged_and_may_be_given_back(self) -> None:
+        look = lifecycle.claim(OTHER, "m", 30, LATER)(self.lost())
+        assert (look.token, look.attempts_charged, look.adopt_only) == (2, 1, True)
+        back = lifecycle.give_back(OTHER, "stopping", LATER)(look)
+        assert (back.state, back.attempts_charged, back.adopt_only) == (S.PENDING, 1, True)
+
+    def test_what_it_finds_finishes_the_job(self) -> None:
+        done = lifecycle.finish(OTHER, [OUTPUT], [BAD], LATER)(lifecycle.claim(OTHER, "m", 30, LATER)(self.lost()))
+        assert (done.state, done.error, done.outputs, done.staged) == (S.FINISHED, None, (OUTPUT,), ())
+
+    @pytest.mark.parametrize("max_attempts", [1, 9])
+    @pytest.mark.parametrize("problem", [BAD, KILLED, replace(KILLED, code="dest.unavailable")])
+    def test_else_the_job_ends_with_the_error_of_its_last_attempt(self, max_attempts: int, problem: Problem) -> None:
+        look = lifecycle.claim(OTHER, "m", 30, LATER)(self.lost())
+        for end in (lifecycle.fail(OTHER, problem, [], max_attempts, LATER),
+                    lifecycle.break_lease(look.lease_version, problem, max_attempts, LATER)):
+            assert (end(look).state, end(look).error) == (S.ERROR, replace(KILLED, attempt=1))
+
+    def test_cancelling_and_retrying_end_it(self) -> None:
+        one = self.lost()
+        look = lifecycle.cancel(LATER)(lifecycle.claim(OTHER, "m", 30, LATER)(one))
+        for gone in (lifecycle.cancel(LATER)(one), lifecycle.stop_cancelled(OTHER, LATER)(look),
+                     lifecycle.give_back(OTHER, "stopping", LATER)(look),
+                     lifecycle.break_lease(look.lease_version, KILLED, 1, LATER)(look)):
+            assert (gone.state, gone.error) == (S.CANCELLED, None)
+            again = lifecycle.retry(LATER)(gone)
+            assert (again.adopt_only, lifecycle.claim(ME, "m", 30, LATER)(again).attempts_charged) == (False, 1)
 
 
 class TestBreaking:
@@ -227,6 +281,10 @@ class TestMessagesAndEvents:
         settled = lifecycle.fail(ME, BAD, [], 3, NOON)(lifecycle.stage(ME, [STAGED])(running()))
         assert lifecycle.unstaged([STAGED.handle])(settled).staged == ()
         assert lifecycle.unstaged(["another"])(settled) is settled
+        both = replace(settled, staged=(STAGED, replace(STAGED, uri="file:///two", handle="h2")))
+        published = lifecycle.unstaged([STAGED.handle, "h2"], published=True)(both)
+        assert [staged.uri for staged in published.staged] == ["file:///out", "file:///two"], "a retry sees what is missing"
+        assert (published.revocable, published.sweep_at) == ((), None)
         live = lifecycle.stage(ME, [STAGED])(running())
         assert lifecycle.unstaged([STAGED.handle])(live) is live
 

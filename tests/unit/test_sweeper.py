@@ -11,9 +11,10 @@ import structlog
 from nommerd import lifecycle, messages
 from nommerd.bus.base import MAX_RECEIVES, BusUnavailable
 from nommerd.bus.memory import MemoryBus
-from nommerd.errors import Problem
+from nommerd.errors import InfrastructureError, Problem
 from nommerd.job import RESEND_SECONDS, UNSENT_SECONDS, Job, JobState, Key, Owner, Priority, Staged, new_id, utcnow
 from nommerd.messages import JobMessage
+from nommerd.rules import retry_delay
 from nommerd.sending import MARK_SECONDS, Sending
 from nommerd.store.memory import MemoryStore
 from nommerd.sweeper import Sweeper
@@ -139,18 +140,72 @@ def test_after_an_hour_it_is_sent_again_though_others_wait(rig: Rig) -> None:
     assert rig.sweep(3601).sent == [key.id]
 
 
-def test_a_page_full_of_waiting_jobs_does_not_hide_an_unsent_one() -> None:
+def test_while_no_worker_runs_messages_do_not_pile_up(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    rig.create()
+    begun, sent = utcnow(), 0
+    for hours in range(5 * 24):
+        now = begun + timedelta(hours=hours, minutes=1)
+        monkeypatch.setattr("nommerd.sending.utcnow", lambda now=now: now)
+        sent += len(rig.sweeper.sweep(now).sent)
+    assert sent == len(rig.received())
+    assert 5 < sent < 10, "after one hour, two, four, …"
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+def test_however_many_jobs_wait_or_run_an_unsent_one_is_sent_in_the_next_sweep(claimed: bool) -> None:
     rig = Rig(page=3)
-    for _ in range(3):
-        rig.create()
+    others = [rig.create() for _ in range(20)]
     rig.sweep(starting=True)
+    for key in others if claimed else ():
+        rig.claim(key)
     lost = rig.create()
-    for _ in range(3):
-        if rig.sweep(RESEND_SECONDS + 1).sent == [lost.id]:
-            break
-    else:
-        raise AssertionError("never sent")
+    assert lost.id in rig.sweep(RESEND_SECONDS + 1).sent
     assert rig.received().count(lost) == 1
+
+
+def test_however_many_jobs_run_each_dead_lease_is_broken_in_its_turn() -> None:
+    rig = Rig(page=3)
+    keys = [rig.create() for _ in range(20)]
+    for key in keys:
+        rig.claim(key)
+    rig.dead.add(max(keys))
+    broken = [rig.sweep().broken for _ in range(8)]
+    assert [max(keys).id] in broken
+    rig.dead.add(min(keys))
+    assert [min(keys).id] in [rig.sweep().broken for _ in range(8)]
+
+
+def test_of_many_whose_messages_were_lost_each_is_sent_in_its_turn() -> None:
+    rig = Rig(page=3)
+    keys = {rig.create() for _ in range(10)}
+    rig.sweep(starting=True)
+    rig.bus.jobs.purge()
+    again: set[Key] = set()
+    for _ in range(4):
+        rig.sweep(RESEND_SECONDS + 1)
+        again |= set(rig.received())
+    assert again == keys
+
+
+def test_thousands_left_unsent_by_a_crash_are_sent_within_a_few_sweeps() -> None:
+    rig = Rig()
+    keys = {rig.create() for _ in range(500)}
+    assert len(rig.sweep(starting=True).sent) == len(keys)
+    assert set(rig.received()) == keys
+
+
+def test_a_retry_that_waits_for_its_moment_is_not_sent_before_it(rig: Rig) -> None:
+    key = rig.create()
+    owner = rig.claim(key).owner
+    assert owner is not None
+    rig.store.update(key, lifecycle.fail(owner, LOST, [], 3, utcnow()))
+    message_id = rig.bus.jobs.send(JobMessage(id=key.id), retry_delay(99))
+    rig.store.update(key, lifecycle.sent(message_id, utcnow()))
+    for seconds in range(int(retry_delay(99)) + 5):
+        assert rig.sweep(seconds).sent == []
+    rig.store.update(key, lifecycle.cancel(utcnow()))
+    assert rig.store.get(key).state is JobState.CANCELLED
+    assert rig.sweep(RESEND_SECONDS + 1).seen == 0
 
 
 def test_a_dead_lease_is_broken_and_the_job_sent_at_once(rig: Rig) -> None:
@@ -177,6 +232,23 @@ def test_the_last_attempt_that_is_lost_ends_in_an_error_that_names_it() -> None:
     job = rig.store.get(key)
     assert job.state is JobState.ERROR and job.error is not None and job.error.code == "node.lost"
     assert rig.received() == [] and rig.changed == [JobState.ERROR]
+
+
+def test_a_last_attempt_that_may_have_published_is_sent_once_more() -> None:
+    rig = Rig(max_attempts=1)
+    key = rig.create()
+    owner = rig.claim(key).owner
+    assert owner is not None
+    rig.store.update(key, lifecycle.stage(owner, [Staged(uri="file:///d", handle="h", bytes=1, sha256="0", token=1)]))
+    rig.dead.add(key)
+    rig.sweep()
+    job = rig.store.get(key)
+    assert (job.state, job.adopt_only, job.attempts_charged) == (JobState.PENDING, True, 1)
+    assert rig.received() == [key]
+    rig.claim(key)
+    rig.sweep()
+    job = rig.store.get(key)
+    assert job.state is JobState.ERROR and job.error is not None and job.error.code == "node.lost"
 
 
 def test_a_lost_job_that_was_to_be_cancelled_is_cancelled(rig: Rig) -> None:
@@ -254,6 +326,24 @@ def test_a_dead_letter_is_settled_from_the_record(rig: Rig) -> None:
     assert rig.bus.jobs.depth().dead == 0
     assert rig.store.get(key).message_id is None
     assert rig.sweep(UNSENT_SECONDS + 1).sent == [key.id]
+
+
+def test_one_dead_letter_that_cannot_be_settled_does_not_keep_others(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    bad, good = rig.create(), rig.create()
+    for key in (bad, good):
+        rig.sending.send(rig.store.get(key))
+    for _ in range(MAX_RECEIVES + 1):
+        for delivery in rig.bus.jobs.receive(2, 0):
+            delivery.release()
+    update = rig.store.update
+
+    def picky(key: Key, change: Any, **more: Any) -> Job:
+        if key == bad:
+            raise InfrastructureError("internal.bad_record", "A stored record cannot be read.")
+        return update(key, change, **more)
+    monkeypatch.setattr(rig.store, "update", picky)
+    assert rig.sweep().dead_letters == 1
+    assert rig.bus.jobs.depth().dead == 1
 
 
 def test_a_dead_letter_of_a_job_that_is_gone_is_dropped(rig: Rig) -> None:

@@ -21,7 +21,7 @@ from nommerd.attempt import Tools, make_task, threads_per_job
 from nommerd.bus.base import BusUnavailable, Delivery
 from nommerd.bus.memory import MemoryBus
 from nommerd.config import Settings
-from nommerd.errors import ConfigError, EncoderError, InputError
+from nommerd.errors import ConfigError, EncoderError, InputError, Problem
 from nommerd.health import serve
 from nommerd.job import Job, JobState, Owner, Staged, new_id, utcnow
 from nommerd.media import binaries
@@ -38,7 +38,7 @@ from nommerd.worker import Worker, backoff_seconds, main
 from nommerd.workspace import Workspaces
 from tests import media
 from tests.contracts.lossy import Fate, LossyStore
-from tests.rig import free_port, wait_until
+from tests.rig import digest, free_port, wait_until
 
 
 class Act(Stage):
@@ -407,6 +407,68 @@ def test_what_a_settled_job_left_staged_is_revoked(house: House) -> None:
     house.quiet()
     assert not part.exists()
     assert house.see(job).staged == ()
+
+
+def lost_on_its_last_attempt(house: House, *, published: bool) -> tuple[Job, Path]:
+    """A job whose only attempt was lost while it published; and what it had staged."""
+    job = house.job()
+    owner = Owner(worker="dead", node="n", claim=new_id())
+    part = house.files / f".{job.id}.mp4.1-aaaa.part"
+    where = house.files / f"{job.id}.mp4" if published else part
+    where.write_bytes(house.source.read_bytes())
+    entry = Staged(uri=job.dest, handle=part.name, bytes=where.stat().st_size, sha256=digest(where), token=1)
+    house.store.update(job.key, lifecycle.claim(owner, "m", 30, utcnow()))
+    damaged = Problem(code="input.damaged", message="A little.")
+    held = house.store.update(job.key, lifecycle.stage(owner, [entry], [damaged]))
+    lost = Problem(code="node.lost", message="Its process has ended.", retryable=True)
+    house.store.update(job.key, lifecycle.break_lease(held.lease_version, lost, 1, utcnow()))
+    house.bus.jobs.send(JobMessage(id=job.id))
+    return job, part
+
+
+def test_what_the_last_attempt_published_before_it_was_lost_is_adopted_with_its_warnings(house: House) -> None:
+    job, _ = lost_on_its_last_attempt(house, published=True)
+    house.start(max_attempts=1)
+    done = house.wait(job)
+    assert [output.uri for output in done.outputs] == [job.dest]
+    assert (done.attempts_charged, done.error, done.staged, Act.seen) == (1, None, (), [])
+    assert [warning.code for warning in done.warnings] == ["input.damaged"]
+    house.quiet()
+    assert house.workspaces == []
+
+
+def test_where_the_last_attempt_did_not_publish_the_job_ends_with_its_error_and_nothing_is_left(house: House) -> None:
+    job, part = lost_on_its_last_attempt(house, published=False)
+    house.start(max_attempts=1)
+    done = house.wait(job, JobState.ERROR)
+    assert done.error is not None
+    assert (done.error.code, done.error.attempt, done.staged, Act.seen) == ("node.lost", 1, (), [])
+    assert not part.exists()
+    house.quiet()
+
+
+def test_a_retry_may_replace_what_a_failed_try_published_of_several_outputs(house: House) -> None:
+    def two(context: Context) -> None:
+        path = media.copy(context.files[SOURCE].path, context.workspace / "first.mp4")
+        context.add(MediaFile(path=path, stage_id="first"))
+
+    Act.act = staticmethod(two)
+    folder = house.files / "out"
+    folder.mkdir()
+    (folder / "copy.mp4").write_bytes(b"theirs")
+    house.start()
+    job = house.submit(dest=uri_of(folder) + "/")
+    failed = house.wait(job, JobState.ERROR)
+    assert failed.error is not None and failed.error.code == "dest.exists"
+    house.quiet()
+    assert sorted(path.name for path in folder.iterdir()) == ["copy.mp4", "first.mp4"]
+    (folder / "copy.mp4").unlink()
+    house.store.update(job.key, lifecycle.retry(utcnow()))
+    house.bus.jobs.send(JobMessage(id=job.id))
+    done = house.wait(job)
+    assert len(Act.seen) == 2, "one output is missing: nothing to adopt"
+    assert [output.sha256 for output in done.outputs] == [digest(folder / name) for name in ("first.mp4", "copy.mp4")]
+    house.quiet()
 
 
 def test_a_redelivered_message_is_watched_outside_the_slots_until_its_owner_is_dead(house: House) -> None:

@@ -81,7 +81,7 @@ class Upload(Stage):
             piece.entry = Staged(uri=public_uri(piece.uri), handle=staging.handle, bytes=piece.bytes, sha256=piece.sha256,
                                  token=context.task.token, probe=_summary(context, piece.file))
             coming.append(piece.entry)
-        context.recorder.stage_outputs((*context.published, *coming))
+        context.recorder.stage_outputs((*context.published, *coming), context.warnings)
 
     def _publish(self, context: Context, piece: _Piece) -> None:
         """Make it visible, having just asked the record whether the job is still ours."""

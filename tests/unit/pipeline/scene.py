@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nommerd.errors import Stop
+from nommerd.errors import Problem, Stop
 from nommerd.job import JobState, Staged
 from nommerd.media import binaries
 from nommerd.pipeline.context import SOURCE, Context, MediaFile, Task
@@ -27,6 +27,7 @@ class Notes:
     advances: list[tuple[JobState, str, float]] = field(default_factory=list)
     news: list[tuple[float, str, float | None]] = field(default_factory=list)
     staged: list[tuple[Staged, ...]] = field(default_factory=list)
+    warnings: tuple[Problem, ...] = ()
     confirms: int = 0
     on_write: Callable[[str], None] = lambda name: None
 
@@ -37,9 +38,10 @@ class Notes:
     def progress(self, progress: float, stage_id: str, eta_seconds: float | None) -> None:
         self.news.append((progress, stage_id, eta_seconds))
 
-    def stage_outputs(self, staged: Sequence[Staged]) -> None:
+    def stage_outputs(self, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> None:
         self.on_write("stage_outputs")
         self.staged.append(tuple(staged))
+        self.warnings = tuple(warnings)
 
     def confirm(self) -> None:
         self.on_write("confirm")

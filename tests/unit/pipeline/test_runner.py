@@ -207,6 +207,14 @@ def test_an_output_that_was_published_before_the_crash_is_adopted_and_not_made_a
     assert output.probe["streams"]
 
 
+def test_what_is_adopted_keeps_its_warnings(scene: Scene) -> None:
+    first = scene.context()
+    kill_while_publishing(scene, first, 1, [Remake("one", act=lambda context: context.warn("input.damaged", "A little."))])
+    second = next_attempt(scene, first, warnings=notes(first).warnings)
+    run_pipeline(stages(Remake("one")), second)
+    assert [warning.code for warning in second.warnings] == ["input.damaged"]
+
+
 def test_an_output_that_was_only_staged_is_revoked_and_made_again(scene: Scene) -> None:
     first = scene.context()
     die_at(first, "confirm", 2)  # the first is by upload, the second just before publishing
