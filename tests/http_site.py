@@ -158,6 +158,15 @@ def drip(data: bytes, seconds: float, until: threading.Event) -> Act:
     return act
 
 
+def repeat(begin: bytes, piece: bytes, until: threading.Event) -> Act:
+    """The same bytes again and again, for ever, until the test is over."""
+    def act(handler: Handler) -> None:
+        handler.write(begin)
+        while not until.wait(0.001):
+            handler.write(piece)
+    return act
+
+
 def endless(code: int, **headers: str) -> Act:
     """A body without end, up to 256 MB."""
     def act(handler: Handler) -> None:

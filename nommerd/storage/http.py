@@ -13,18 +13,23 @@ import secrets as random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nommerd import runtime
 from nommerd.errors import Fenced, InfrastructureError, InputError, NommerdError, Stop
 from nommerd.job import utcnow
-from nommerd.net.egress import Answer, Egress
+from nommerd.net.egress import Egress
 from nommerd.net.retry_after import retry_after_seconds
 from nommerd.net.watched import watched
 from nommerd.storage import disk
 from nommerd.storage.base import Fetched, OnBytes, Staging, Storage
 from nommerd.storage.http_fetch import RETRY_AFTER_MAX_SECONDS, Download, Patience
 
-BODY_BYTES = 256 * 2**10  # per send; the socket's time-out is for each, so slower than some 26 KB/s counts as stalled
+if TYPE_CHECKING:
+    from nommerd.net.session import Answer
+
+BODY_BYTES = 256 * 2**10  # per send
+SLOWEST_BYTES_A_SECOND = 25_000  # slower counts as stalled, over a send (by the socket's time-out) and over the whole
 ANSWER_SECONDS = 120.0  # what a server may take after the last byte
 HEAD_SECONDS = 20.0
 
@@ -43,10 +48,12 @@ class _Upload:
 class HttpStorage(Storage):
     """See the module's docstring for what destinations cannot promise."""
 
-    def __init__(self, egress: Egress, max_source_bytes: int, patience: Patience | None = None) -> None:
+    def __init__(self, egress: Egress, max_source_bytes: int, patience: Patience | None = None,
+                 answer_seconds: float = ANSWER_SECONDS) -> None:
         self._egress = egress
         self._max_source_bytes = max_source_bytes
         self._patience = patience or Patience()
+        self._answer_seconds = answer_seconds
         self._uploads: dict[str, _Upload] = {}  # by handle
 
     def check_source(self, uri: str) -> None:
@@ -117,9 +124,11 @@ class HttpStorage(Storage):
                  unsure: bool) -> tuple[float, NommerdError | None]:
         """How long to wait (0: as we like) and why, or no error. Raises what no other try would mend."""
         body = _Body(upload, size)
+        seconds = self._answer_seconds + size / SLOWEST_BYTES_A_SECOND  # also for one that drips for ever
         try:
-            with watched(lambda: self._egress.put(uri, body if size else b"", "dest", headers, read_seconds=ANSWER_SECONDS),
-                         upload.stop) as answer:
+            with watched(lambda: self._egress.put(uri, body if size else b"", "dest", headers,
+                                                  read_seconds=self._answer_seconds),
+                         upload.stop, seconds) as answer:
                 if answer.status in (408, 425, 429, 500, 502, 503, 504):
                     wait = retry_after_seconds(answer.headers.get("Retry-After"), utcnow())
                     return wait or 0.0, InfrastructureError("dest.unavailable",
@@ -129,6 +138,8 @@ class HttpStorage(Storage):
                 if not 200 <= answer.status < 300:
                     raise _refusal(answer)
                 return 0.0, None
+        except TimeoutError:
+            return 0.0, InfrastructureError("dest.unavailable", "The destination's server takes too long.")
         except InfrastructureError as error:
             if not error.code.startswith("dest.unavailable"):
                 raise

@@ -8,22 +8,27 @@ import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from nommerd import runtime
 from nommerd.errors import InfrastructureError, InputError, NommerdError, Stop
 from nommerd.job import utcnow
-from nommerd.net.egress import Answer, Egress
+from nommerd.net.egress import Egress
 from nommerd.net.retry_after import retry_after_seconds
 from nommerd.net.watched import watched
 from nommerd.storage import disk
 from nommerd.storage.base import OnBytes
+
+if TYPE_CHECKING:
+    from nommerd.net.session import Answer
 
 CHUNK_BYTES = 2**20  # gathered before each visit to the disk
 GATHER_SECONDS = 1.0  # and written no later than this after its first byte
 PROGRESS_BYTES = 2**20  # so much more than ever before, and the tries are counted anew
 RETRY_AFTER_MAX_SECONDS = 30.0  # a longer wait is left to the job's own retry
 
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+|\*)")
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,7 +168,7 @@ class Download:
         assert self._version is not None
         began, before = time.monotonic(), self._offset
         while True:
-            data, error = watched(lambda: self._gather(answer), self._stop)
+            data, error = self._some(answer)
             if data:
                 runtime.in_pool(disk.write_all, self._file, data, self._offset)
                 self._offset += len(data)
@@ -175,8 +180,15 @@ class Download:
                 return
             if time.monotonic() - began >= self._patience.stall_seconds:
                 if self._offset - before < self._patience.bytes_a_second * self._patience.stall_seconds:
-                    raise _Cut(InfrastructureError("source.stalled", "The source's server sends next to nothing."))
+                    raise _Cut(_stalled())
                 began, before = time.monotonic(), self._offset
+
+    def _some(self, answer: Answer) -> tuple[bytes, NommerdError | None]:
+        """What `_gather` brings, unless it brings nothing for too long: a server can send and send without sending data."""
+        try:
+            return watched(lambda: self._gather(answer), self._stop, self._patience.stall_seconds + GATHER_SECONDS)
+        except TimeoutError:
+            return b"", _stalled()
 
     @staticmethod
     def _gather(answer: Answer) -> tuple[bytes, NommerdError | None]:
@@ -225,7 +237,7 @@ class Download:
 
 def _content_length(headers: Mapping[str, str]) -> int | None:
     text = headers.get("Content-Length", "")
-    return int(text) if "Transfer-Encoding" not in headers and text.isascii() and text.isdigit() else None
+    return int(text) if "Transfer-Encoding" not in headers and _LENGTH.fullmatch(text) else None
 
 
 def _refusal(answer: Answer, patience: Patience) -> NommerdError | _Cut:
@@ -245,6 +257,10 @@ def _refusal(answer: Answer, patience: Patience) -> NommerdError | _Cut:
 def _changed() -> InfrastructureError:
     return InfrastructureError("source.changed", "The source changed while it was fetched.",
                                "Submit files once they are complete.")
+
+
+def _stalled() -> InfrastructureError:
+    return InfrastructureError("source.stalled", "The source's server sends next to nothing.")
 
 
 def _incomplete(done: int, total: int) -> InfrastructureError:

@@ -14,7 +14,7 @@ from nommerd.errors import CancelRequested, InfrastructureError, InputError, Nom
 from nommerd.net.egress import Egress
 from nommerd.storage.http import HttpStorage
 from nommerd.storage.http_fetch import Patience
-from tests.http_site import Act, Handler, Site, cut_after, drip, endless, etag, serve, status
+from tests.http_site import Act, Handler, Site, cut_after, drip, endless, etag, repeat, serve, status
 
 BODY = os.urandom(3_000_000)
 PATIENCE = Patience(tries=3, backoff_seconds=0.01)
@@ -195,6 +195,40 @@ def test_a_body_that_drips_counts_as_cut(impatient: HttpStorage, site: Site, tmp
         over.set()
 
 
+@pytest.mark.parametrize(("begin", "piece"), [
+    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n", b"Trailer: x\r\n"),
+    (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+])
+def test_a_server_that_sends_for_ever_without_sending_data_is_left(impatient: HttpStorage, site: Site, tmp_path: Path,
+                                                                   begin: bytes, piece: bytes) -> None:
+    over = threading.Event()
+    site.script["/a.mov"] = [repeat(begin, piece, over) for _ in range(3)]
+    try:
+        assert refused(impatient, site, tmp_path / "s").code in ("source.stalled", "source.unavailable")
+    finally:
+        over.set()
+
+
+def test_a_length_in_absurd_numbers_is_none(storage: HttpStorage, site: Site, tmp_path: Path) -> None:
+    def lie(handler: Handler) -> None:
+        handler.head(200, Content_Length="9" * 5000)
+        handler.write(BODY)
+        handler.hang_up()
+
+    site.script["/a.mov"] = [lie]
+    assert fetch(storage, site, tmp_path / "s") == BODY
+
+
+def test_a_retry_after_in_absurd_numbers_asks_for_nothing(storage: HttpStorage, site: Site, tmp_path: Path) -> None:
+    site.script["/a.mov"] = [status(503, Retry_After=f"Mon, {'9' * 30} Jan 2020 00:00:00 GMT")]
+    assert fetch(storage, site, tmp_path / "s") == BODY
+
+
+def test_a_range_in_absurd_numbers_leads_to_the_whole(storage: HttpStorage, site: Site, tmp_path: Path) -> None:
+    site.script["/a.mov"] = [cut_after(1_500_000), status(206, Content_Range=f"bytes {'9' * 5000}-9/9")]
+    assert fetch(storage, site, tmp_path / "s") == BODY
+
+
 def test_headers_that_drip_are_not_waited_for(impatient: HttpStorage, site: Site, tmp_path: Path) -> None:
     over = threading.Event()
     site.script["/a.mov"] = [drip(b"HTTP/1.1 200 OK\r\nX: ", 0.05, over) for _ in range(3)]
@@ -306,6 +340,21 @@ def test_each_refusal_of_a_put_says_who_must_act(storage: HttpStorage, site: Sit
         put(storage, site, output, overwrite=True)
     assert (caught.value.code, caught.value.retryable) == (expected, retryable)
     assert "/elsewhere" not in site.files
+
+
+def test_a_put_that_is_never_answered_ends(site: Site, output: Path) -> None:
+    over = threading.Event()
+    storage = HttpStorage(Egress(["127.0.0.0/8"]), 10**6, Patience(tries=2, backoff_seconds=0.01), answer_seconds=0.5)
+    output.write_bytes(b"small")
+    site.script["/out.mp4"] = [repeat(b"", b"HTTP/1.1 100 Continue\r\n\r\n", over) for _ in range(2)]
+    began = time.monotonic()
+    try:
+        with pytest.raises(InfrastructureError) as caught:
+            put(storage, site, output, overwrite=True)
+    finally:
+        over.set()
+    assert caught.value.code == "dest.unavailable"
+    assert time.monotonic() - began < 10
 
 
 def test_what_is_there_cannot_always_be_told(storage: HttpStorage, site: Site) -> None:
