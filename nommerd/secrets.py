@@ -13,12 +13,15 @@ import os
 import re
 import secrets as random
 from collections.abc import Callable, Sequence
+from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from nommerd.errors import ConfigError, InfrastructureError
 
 if TYPE_CHECKING:
+    from cryptography.fernet import MultiFernet
     from pydantic import GetCoreSchemaHandler
     from pydantic_core import CoreSchema
 
@@ -27,6 +30,7 @@ KEYS_FILE = "keys"
 OWNER_ONLY = 0o600
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
+_KEY = re.compile(r"[A-Za-z0-9_-]{43}=")  # 32 bytes, as Fernet's are written
 _PORT_ONLY = re.compile(r"^(?:[^:\[]*|\[[^\]]*\])(?::\d*)?$")
 
 
@@ -122,14 +126,17 @@ class Keyring:
     """Encrypts under its first key, decrypts under any: put a new key first and keep the old ones until rotated."""
 
     def __init__(self, keys: Sequence[Secret]) -> None:
+        if not keys or not all(_KEY.fullmatch(key.reveal()) for key in keys):
+            raise ConfigError("config.bad_key", "One of secrets.keys is not a key." if keys else "There are no secrets.keys.",
+                              "Make one with `nommerd config keygen`.", place="secrets.keys")
+        self.keys = tuple(keys)
+
+    @cached_property
+    def _fernet(self) -> MultiFernet:
+        """Made at first use: cryptography takes 7 MB, and many a worker never meets a secret."""
         from cryptography.fernet import Fernet, MultiFernet
 
-        try:
-            self._fernet = MultiFernet([Fernet(key.reveal()) for key in keys])
-        except ValueError:
-            raise ConfigError("config.bad_key", "One of secrets.keys is not a key." if keys else "There are no secrets.keys.",
-                              "Make one with `nommerd config keygen`.", place="secrets.keys") from None
-        self.keys = tuple(keys)
+        return MultiFernet([Fernet(key.reveal()) for key in self.keys])
 
     def encrypt(self, values: dict[str, Any]) -> str:
         """The values as one opaque text."""
@@ -146,6 +153,14 @@ class Keyring:
                               "Feeder and workers need the same secrets.keys; keep old keys in the list.") from None
         return values
 
+    def fingerprint(self, text: str) -> str:
+        """Recognises the text later without holding it: who has no key cannot even check a guess."""
+        return _fingerprint(self.keys[0], text)
+
+    def recognises(self, fingerprint: str, text: str) -> bool:
+        """Whether this is the text's fingerprint, under any key."""
+        return any([hmac.compare_digest(fingerprint, _fingerprint(key, text)) for key in self.keys])
+
     def rotate(self, text: str) -> str:
         """The same values under the first key."""
         return self._fernet.rotate(text.encode()).decode()
@@ -157,6 +172,10 @@ class Keyring:
             return Keyring(configured)
         text = secret_file(data_dir / KEYS_FILE, make=make, generate=new_key)
         return Keyring([Secret(line.strip()) for line in text.reveal().splitlines() if line.strip()])
+
+
+def _fingerprint(key: Secret, text: str) -> str:
+    return hmac.new(base64.urlsafe_b64decode(key.reveal()), b"fingerprint\0" + text.encode(), sha256).hexdigest()
 
 
 def new_key() -> str:

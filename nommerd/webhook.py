@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from standardwebhooks import Webhook
 
+from nommerd import logs
 from nommerd.errors import ConfigError, NommerdError
 from nommerd.job import utcnow
 from nommerd.net.egress import Egress
@@ -78,6 +79,9 @@ def deliver(egress: Egress, url: str, secret: Secret, message_id: str, body: byt
         return Reply(None, why=f"no answer within {total_seconds:g} s")
     except NommerdError as error:
         return Reply(None, why=f"{error.code}: {error.message}")
+    except Exception:  # a receiver must not be asked again and again at once because of a fault of ours
+        logs.get().exception("webhook.broken", message=message_id)
+        return Reply(None, why="the delivery failed for a reason of our own")
 
 
 def _drain(answer: Answer) -> None:

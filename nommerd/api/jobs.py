@@ -95,19 +95,26 @@ class Jobs:
         fields = bodies.parse_object(raw)
         if idempotency_key is None:
             return self._create(new_id(), submission(fields), None, len(raw))
-        job_id, request_hash = self._identify(idempotency_key, fields)
+        job_id, canonical = self._identify(idempotency_key, fields)
         earlier = self._find(job_id)
         if earlier is not None:
-            return _same(earlier, request_hash), False
-        return self._create(job_id, submission(fields), request_hash, len(raw))
+            return self._same(earlier, canonical), False
+        return self._create(job_id, submission(fields), canonical, len(raw))
 
     def _identify(self, key: str, fields: Mapping[str, Any]) -> tuple[str, str]:
+        """The id of this key's job, and the body in one spelling."""
         if not key or len(key) > IDEMPOTENCY_KEY_MAX or bodies.control_characters(key):
             raise refuse(422, "header.Idempotency-Key", "request.invalid",
                          f"Idempotency-Key must be 1 to {IDEMPOTENCY_KEY_MAX} visible characters.")
         digest = sha256(f"{self.project}\0{key}".encode("utf-8", "replace")).hexdigest()
-        canonical = json.dumps(fields, sort_keys=True, separators=(",", ":"))
-        return digest[:IDEMPOTENT_ID_DIGITS], sha256(canonical.encode()).hexdigest()
+        return digest[:IDEMPOTENT_ID_DIGITS], json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+    def _same(self, job: Job, canonical: str | None) -> Job:
+        """The job that is there already, if it was asked for in these words."""
+        if canonical is None or job.request_hash is None or not self.keyring.recognises(job.request_hash, canonical):
+            raise refuse(409, "header.Idempotency-Key", "idempotency.conflict",
+                         "This Idempotency-Key was used with another body.", "Use a new key for a new job.")
+        return job
 
     def _find(self, job_id: str) -> Job | None:
         try:
@@ -115,7 +122,7 @@ class Jobs:
         except UnknownJob:
             return None
 
-    def _create(self, job_id: str, wanted: Submission, request_hash: str | None, size: int) -> tuple[Job, bool]:
+    def _create(self, job_id: str, wanted: Submission, canonical: str | None, size: int) -> tuple[Job, bool]:
         self._check_uris(wanted)
         try:
             recipe = self.recipes.get(wanted)
@@ -124,6 +131,7 @@ class Jobs:
         if recipe.needs_folder and not is_folder(wanted.dest):
             raise refuse(422, "body.dest", "dest.not_a_folder", f"The pipeline {recipe.pipeline} has several outputs.",
                          "End the destination with /.")
+        request_hash = None if canonical is None else self.keyring.fingerprint(canonical)
         job = self._record(job_id, wanted, recipe, request_hash)
         if size > RECORD_BYTES_AT_SUBMIT // 4:
             _check_size(job)
@@ -131,7 +139,7 @@ class Jobs:
         try:
             self.store.create(job)
         except JobExists as error:
-            return _same(error.job, request_hash), False
+            return self._same(error.job, canonical), False
         self.sending.send(job)
         return job, True
 
@@ -246,13 +254,6 @@ def _exists(backend: Storage, uri: str) -> bool | None:
         except InfrastructureError:
             return None
     return None
-
-
-def _same(job: Job, request_hash: str | None) -> Job:
-    if job.request_hash != request_hash:
-        raise refuse(409, "header.Idempotency-Key", "idempotency.conflict",
-                     "This Idempotency-Key was used with another body.", "Use a new key for a new job.")
-    return job
 
 
 def _check_size(job: Job) -> None:

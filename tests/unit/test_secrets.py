@@ -3,6 +3,8 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -92,7 +94,29 @@ def test_a_record_of_other_keys_is_a_matter_of_configuration() -> None:
     assert caught.value.code == "config.wrong_keys"
 
 
-@pytest.mark.parametrize("keys", [[], ["short"]])
+def test_a_fingerprint_is_recognised_under_old_keys_and_no_guess_can_be_checked_without_one() -> None:
+    old, new = new_key(), new_key()
+    before = keyring(old).fingerprint("https://user:password@host/")
+    both = keyring(new, old)
+    assert both.recognises(before, "https://user:password@host/")
+    assert both.fingerprint("https://user:password@host/") != before
+    assert not both.recognises(before, "https://user:passw0rd@host/")
+    assert not keyring(new).recognises(before, "https://user:password@host/")
+
+
+def test_cryptography_is_not_loaded_before_there_is_a_secret() -> None:
+    script = """
+import sys
+from nommerd.secrets import Keyring, Secret, new_key
+keyring = Keyring([Secret(new_key())])
+keyring.fingerprint("x")
+assert "cryptography" not in sys.modules
+assert keyring.decrypt(keyring.encrypt({"a": 1})) == {"a": 1}
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("keys", [[], ["short"], [new_key(), "short"], [new_key() + "x"], ["é" * 44], ["short" * 9]])
 def test_what_is_no_key_is_refused_without_being_shown(keys: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         keyring(*keys)

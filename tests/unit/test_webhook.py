@@ -114,6 +114,20 @@ def test_a_receiver_that_is_not_there_or_not_allowed_is_a_failure_like_others(si
     assert deliver(Egress(), "ftp://h/", SECRET, "j.1", BODY, NOW).why.startswith("webhook.bad_uri")
 
 
+def test_absurd_numbers_in_a_reply_do_not_make_a_delivery_fail_otherwise(site: Site) -> None:
+    site.script["/hook"] = [status(503, Retry_After=f"Mon, 01 Jan {'9' * 30} 00:00:00 GMT"),
+                            status(200, Content_Length="9" * 5000)]
+    assert send(site) == Reply(503, why="answered 503")
+    assert send(site).accepted
+
+
+def test_a_fault_of_our_own_is_a_failed_try_like_others(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nommerd.webhook.retry_after_seconds", lambda *args: 1 / 0)
+    reply = send(site)
+    assert not reply.accepted
+    assert reply.status is None
+
+
 def test_tries_spread_over_days_and_end() -> None:
     most = Settings().webhooks.max_tries
     waits = []

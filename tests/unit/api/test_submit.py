@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from io import StringIO
 
 import pytest
@@ -217,6 +218,16 @@ def test_the_same_key_with_another_body_is_a_conflict(api: Api) -> None:
     api.submit("key-1")
     answer = api.submit("key-1", overwrite=True)
     assert (answer.status, answer.codes) == (409, ["idempotency.conflict"])
+
+
+def test_a_weak_password_in_an_address_cannot_be_guessed_from_the_record(api: Api) -> None:
+    wanted = api.body(source="https://user:1234@media.example/in.mov")
+    job_id = api.call("POST", "/v1/jobs", wanted, HTTP_IDEMPOTENCY_KEY="key-1").json["id"]
+    kept = record(api, job_id).request_hash
+    assert kept is not None
+    guesses = (json.dumps(wanted, sort_keys=True, separators=(",", ":")), json.dumps(wanted))
+    assert kept not in {sha256(guess.encode()).hexdigest() for guess in guesses}
+    assert api.keyring.recognises(kept, guesses[0])
 
 
 def test_a_repeated_key_is_answered_even_when_the_destination_exists_by_now(api: Api) -> None:
