@@ -1,4 +1,4 @@
-"""Structured events, redacted at the boundary.
+"""Structured events, redacted at the boundary. A line never fails and never waits: see nommerd.outlet.
 
 `get().info("job.finished", seconds=3.2)`: an event is a dotted name with fields, not prose. Lines are key=value on a
 terminal and JSON elsewhere, in UTC, each written at once. `bound(job=…)` adds fields to every event of the work inside.
@@ -6,6 +6,7 @@ terminal and JSON elsewhere, in UTC, each written at once. `bound(job=…)` adds
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import contextvars
 import functools
@@ -15,22 +16,34 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from datetime import UTC, datetime
 from json import dumps
+from textwrap import indent
 from typing import Any, ParamSpec, TextIO, TypeVar
 
-import structlog
-
+from nommerd.outlet import Outlet
 from nommerd.secrets import MASK, Secret, split_uri
+
+# structlog would import rich, where it is installed, for a console that is not used here: 4 MB of every daemon.
+_absent = "rich" not in sys.modules
+if _absent:
+    sys.modules["rich"] = None  # type: ignore[assignment]  # importing it fails then, which structlog is ready for
+import structlog  # noqa: E402
+
+if _absent:
+    del sys.modules["rich"]
 
 P = ParamSpec("P")
 T = TypeVar("T")
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 SHORTEST_REGISTERED = 6  # characters; shorter texts would blot out words
 NESTING_MAX = 6
+TEXT_MAX = 32 * 1024  # characters of one field
 
 _registered: set[str] = set()
-_URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://[^\s\"<>]+")
+# Each is linear in the length of a text, which may be a caller's: bounded repetitions, or one start per word.
+_URI = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]{0,30}://[^\s\"<>]+")
+_PATH_WITH_QUERY = re.compile(r"(?<![^\s\"<>?])([^\s\"<>?]++)\?[^\s\"<>]+")
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
 _PATTERNS = (
-    (re.compile(r"(?<![\w:/?])(/[^\s?\"<>]*)\?[^\s\"<>]+"), rf"\1?{MASK}"),  # a request path with its query
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{6,}"), rf"\1{MASK}"),
     (re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?basic\s+)[\w+/=-]+"), rf"\1{MASK}"),
     (re.compile(r"\bwhsec_[\w+/=-]+"), MASK),
@@ -51,6 +64,8 @@ def redact(text: str) -> str:
         text = text.replace(secret, MASK)
     if "://" in text:
         text = _URI.sub(_redact_uri, text)
+    if "?" in text:
+        text = _PATH_WITH_QUERY.sub(lambda m: f"{m[1]}?{MASK}" if "/" in m[1] else m[0], text)
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return text
@@ -59,6 +74,8 @@ def redact(text: str) -> str:
 def _redact_uri(match: re.Match[str]) -> str:
     """Without credentials and, whatever the scheme, without a query: a log need not know it."""
     scheme, user, rest = split_uri(match[0])
+    if "://" in rest and "@" in rest:  # several, run together: whose credentials these are cannot be told
+        user, rest = "@", rest.rpartition("@")[2]
     head, query, _ = rest.partition("?")
     return scheme + (f"{MASK}@" if user else "") + head + (f"?{MASK}" if query else "")
 
@@ -74,29 +91,39 @@ def _clean(value: Any, depth: int = 0) -> Any:
             return {redact(str(key)): _clean(item, depth + 1) for key, item in value.items()}
         if isinstance(value, list | tuple | set | frozenset):
             return [_clean(item, depth + 1) for item in value]
-    return redact(str(value))
+    text = redact(str(value))
+    return text if len(text) <= TEXT_MAX else text[:TEXT_MAX] + "…"
 
 
-def _redacted(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    return {key: _clean(value) for key, value in event.items()}
+def _line(as_json: bool) -> Callable[[Any, str, MutableMapping[str, Any]], str]:
+    """The processor that makes a line of an event, whatever is in it."""
+    render = _as_json if as_json else _as_text
+
+    def process(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+        name = str(event.pop("event", ""))
+        stamp = {"time": datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z"), "level": method}
+        try:
+            fields = structlog.processors.format_exc_info(logger, method, event)
+            return render(_clean({**stamp, "event": name, **fields}))
+        except Exception as error:  # a value that cannot be shown must not break what tells about it
+            return render({**stamp, "event": redact(name), "unreadable": type(error).__name__})
+
+    return process
 
 
-def _stamped(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    now = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    return {"time": now, "level": method, "event": event.pop("event", ""), **event}
-
-
-def _as_json(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
+def _as_json(event: dict[str, Any]) -> str:
     return dumps(event, ensure_ascii=False)
 
 
-def _as_text(logger: Any, method: str, event: MutableMapping[str, Any]) -> str:
-    """`TIME level event key=value …`, and a traceback below."""
+def _as_text(event: dict[str, Any]) -> str:
+    """`TIME level event key=value …`, and a traceback below, indented: no text in it looks like another event, or speaks to
+    the terminal."""
     time, level, name = event.pop("time"), event.pop("level"), event.pop("event")
     trace = event.pop("exception", None)
     fields = " ".join(f"{key}={_quoted(value)}" for key, value in event.items())
     line = f"{time} {level:<7} {name} {fields}".rstrip()
-    return f"{line}\n{trace}" if trace else line
+    text = f"{line}\n{indent(str(trace), '  ')}" if trace else line
+    return _CONTROL.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _quoted(value: Any) -> str:
@@ -107,7 +134,7 @@ def _quoted(value: Any) -> str:
 class RedactingStream:
     """A text stream for what others print (gevent prints tracebacks of greenlets that died)."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Outlet) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
@@ -116,6 +143,18 @@ class RedactingStream:
 
     def flush(self) -> None:
         self._stream.flush()
+
+
+class _Logger:
+    """What structlog hands finished lines to."""
+
+    def __init__(self, out: Outlet) -> None:
+        self._out = out
+
+    def msg(self, line: str) -> None:
+        self._out.write(line + "\n")
+
+    debug = info = warning = error = critical = exception = log = msg
 
 
 class _Bridge(logging.Handler):
@@ -134,13 +173,13 @@ def configure(stream: TextIO | None = None, json: bool | None = None, level: str
 
     Libraries' warnings, uncaught exceptions and gevent's tracebacks go the same way, redacted.
     """
-    out = stream or sys.stderr
+    out = Outlet(stream or sys.stderr)
+    atexit.register(out.close)
     as_json = json if json is not None else not out.isatty()
     structlog.configure(
-        processors=[structlog.contextvars.merge_contextvars, structlog.processors.format_exc_info, _stamped, _redacted,
-                    _as_json if as_json else _as_text],
+        processors=[structlog.contextvars.merge_contextvars, _line(as_json)],
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.WriteLoggerFactory(out),
+        logger_factory=lambda *names: _Logger(out),
         cache_logger_on_first_use=False,
     )
     root = logging.getLogger()

@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from importlib import import_module
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -64,6 +65,15 @@ def patched() -> bool:
     """True once `patch` has run. Does not import gevent."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is not None and bool(monkey.is_module_patched("os"))
+
+
+def native(module: str, name: str) -> Any:
+    """The standard library's own `module.name`, whether patched or not: for what must work without the event loop."""
+    if patched():
+        from gevent import monkey
+
+        return monkey.get_original(module, name)
+    return getattr(import_module(module), name)
 
 
 def on_main_thread() -> bool:
@@ -137,11 +147,7 @@ class _OsForSh(ModuleType):
 
 
 def _original_close() -> Callable[[int], None]:
-    if not patched():
-        return os.close
-    from gevent import monkey
-
-    close: Callable[[int], None] = monkey.get_original("os", "close")
+    close: Callable[[int], None] = native("os", "close")
     return close
 
 
@@ -229,15 +235,7 @@ def _guard(seconds: float) -> Callable[[], None]:
     """
     import faulthandler
 
-    if patched():
-        from gevent import monkey
-
-        start, lock = monkey.get_original("_thread", ["start_new_thread", "allocate_lock"])
-    else:
-        import _thread
-
-        start, lock = _thread.start_new_thread, _thread.allocate_lock
-    finished = lock()
+    finished = native("_thread", "allocate_lock")()
     finished.acquire()
     message = f"nommerd: config.broken_runtime: {_broken()} The self-test hung for {seconds:g} s. {_HINT}\n".encode()
 
@@ -247,5 +245,5 @@ def _guard(seconds: float) -> Callable[[], None]:
             faulthandler.dump_traceback(2)
             os._exit(BROKEN_EXIT_CODE)
 
-    start(watch, ())
+    native("_thread", "start_new_thread")(watch, ())
     return finished.release  # type: ignore[no-any-return]

@@ -3,8 +3,10 @@ from __future__ import annotations
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -105,6 +107,102 @@ def test_registered_secrets_are_masked_wherever_they_turn_up() -> None:
     logs.configure(stream, json=False)
     logs.get().info("x", text="it is 'a-registered-one'!")
     assert "registered" not in stream.getvalue()
+
+
+@pytest.mark.parametrize("text", [
+    f"http://a,https://user:{CANARY}@host/", f"https://user:x://{CANARY}@host/", f"'url':'/a/b?sig={CANARY}'",
+    "x" * 40 + f"https://user:{CANARY}@host/a", f"(/v1/jobs?token={CANARY})",
+])
+def test_secrets_are_masked_in_whatever_they_are_run_together_with(text: str) -> None:
+    assert CANARY not in logs.redact(text)
+
+
+@pytest.mark.parametrize("text", ["-/" * 200_000, "a" * 400_000 + " ://", "bearer " + " " * 400_000, "a/" * 200_000 + "?",
+                                  "https://" + "u:" * 200_000, "h://" * 100_000, "?a" * 200_000])
+def test_the_time_that_redaction_takes_grows_with_the_text_alone(text: str) -> None:
+    begun = time.monotonic()
+    logs.redact(text)
+    assert time.monotonic() - begun < 3
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_value_that_cannot_be_shown_does_not_make_its_line_fail(as_json: bool) -> None:
+    class Odd:
+        def __str__(self) -> str:
+            raise RuntimeError("no")
+
+    stream = io.StringIO()
+    logs.configure(stream, json=as_json)
+    logs.get().info("odd", value=Odd())
+    logs.get().info("huge", number=10**5000, deep=[[[[[[[[Odd]]]]]]]])
+    logs.get().info("halves", text="\ud800", key={"\udfff": 1})
+    assert [name in stream.getvalue() for name in ("odd", "huge", "halves")] == [True] * 3
+
+
+def test_no_text_of_a_callers_looks_like_another_line_or_speaks_to_the_terminal() -> None:
+    stream = io.StringIO()
+    logs.configure(stream, json=False)
+    forged = "x\n2026-01-01T00:00:00.000Z info    job.finished\r\x1b[2K\x9b31m\u2028y"
+    try:
+        raise RuntimeError(forged)
+    except RuntimeError:
+        logs.get().exception("broken", text=forged, **{"a\nb": 1})
+    assert [line for line in stream.getvalue().splitlines() if line.startswith("2026-01-01")] == []
+    assert not any((ord(c) < 32 and c != "\n") or 0x7F <= ord(c) < 0xA0 for c in stream.getvalue())
+
+
+def test_nobody_waits_for_a_pipe_that_nobody_reads() -> None:
+    reader, writer = os.pipe()
+    with os.fdopen(writer, "w") as stream:
+        logs.configure(stream, json=True)
+        begun = time.monotonic()
+        for number in range(10_000):
+            logs.get().info("line", number=number, text="x" * 300)
+        assert time.monotonic() - begun < 10
+        got = bytearray()
+        while b"log.lines_lost" not in got:  # what was kept comes whole and in order, then how much was not
+            got += os.read(reader, 2**16)
+        logs.get().info("after")
+        while not got.endswith(b"}\n") or b'"after"' not in got:
+            got += os.read(reader, 2**16)
+    os.close(reader)
+    events = [json.loads(line) for line in got.splitlines()]
+    kept = [event["number"] for event in events if event["event"] == "line"]
+    lost = sum(event["lines"] for event in events if event["event"] == "log.lines_lost")
+    assert kept == list(range(len(kept)))
+    assert len(kept) + lost == 10_000
+    assert lost > 0
+    assert events[-1]["event"] == "after"
+
+
+def test_a_pipe_that_is_closed_ends_nothing_but_the_log() -> None:
+    script = """
+from nommerd import runtime
+runtime.patch()
+import gevent, os, sys
+from nommerd import logs
+logs.configure(sys.stderr)
+sys.stdin.readline()
+for number in range(1000):
+    logs.get().info("line", text="x" * 1000)
+gevent.spawn(lambda: 1 / 0).join()
+print("alive", flush=True)
+"""
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", script], stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stderr is not None
+        process.stderr.close()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.read() == "alive\n"
+        assert process.wait(20) == 0
+
+
+def test_daemons_go_without_rich() -> None:
+    script = "import sys; from nommerd import logs; assert 'rich' not in sys.modules; import rich"
+    subprocess.run([sys.executable, "-c", script], check=True, timeout=60)
 
 
 @pytest.mark.parametrize("text", [
