@@ -327,6 +327,8 @@ class Life(RuleBasedStateMachine):
 
     def try_to_write(self, key: Key, owner: Owner, choice: str) -> None:
         before = self.store.get(key)
+        if before.owner == owner:
+            return  # not late: what an owner does in its turn is the business of its process
         try:
             self.act(key, owner, choice)
         except Fenced:
@@ -504,6 +506,6 @@ class SqliteLife(Life):
 
 _HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 TestMemoryLife = MemoryLife.TestCase
-TestMemoryLife.settings = settings(max_examples=250, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
+TestMemoryLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
 TestSqliteLife = SqliteLife.TestCase
-TestSqliteLife.settings = settings(max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
+TestSqliteLife.settings = settings(max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
