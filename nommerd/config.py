@@ -224,6 +224,12 @@ class Settings(Section):
         """Where each job gets its workspace."""
         return self.worker.workspace or self.data_dir / "work"
 
+    @property
+    def own_files(self) -> tuple[Path, ...]:
+        """Files and folders of nommerd itself, which no job may read or write, whatever storage.file_roots says."""
+        databases = (self.database_path(url) for url in (self.store, self.bus) if urlsplit(url).scheme == "sqlite")
+        return (self.data_dir, self.work_dir, self.token_file, *databases)
+
     def database_path(self, url: str) -> Path:
         """The file of a `sqlite:///` URL: relative to the data directory, or absolute with a fourth slash."""
         return self.data_dir / urlsplit(url).path.removeprefix("/")

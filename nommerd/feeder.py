@@ -243,7 +243,8 @@ def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     token = secret_file(settings.token_file, make=True)
     signing = load_or_make_secret(settings.webhook_secret_file, settings.webhooks.secret, make=True)
     logs.register(token, signing, *keyring.keys)
-    storage = build_registry(settings.storage.file_roots, egress, settings.storage.max_source_bytes, settings.storage.backends)
+    storage = build_registry(settings.storage.file_roots, egress, settings.storage.max_source_bytes, settings.storage.backends,
+                             closed=settings.own_files)
     store = open_store(settings.store, data)
     stack.callback(store.close)
     bus = open_bus(settings.bus, data)

@@ -188,7 +188,8 @@ def make_tools(settings: Settings, store: Store) -> Tools:
     media, wanted = settings.media, settings.storage
     keyring = Keyring.load_or_make(settings.data_dir, settings.secrets.keys, make=False)
     logs.register(*keyring.keys)
-    storage = build_registry(wanted.file_roots, Egress(settings.net.allow_networks), wanted.max_source_bytes, wanted.backends)
+    storage = build_registry(wanted.file_roots, Egress(settings.net.allow_networks), wanted.max_source_bytes, wanted.backends,
+                             closed=settings.own_files)
     return Tools(store=store, storage=storage, stages=load_stages(settings.stages), keyring=keyring,
                  binaries=binaries.find(media.ffmpeg, media.ffprobe),
                  workspaces=Workspaces(settings.work_dir, settings.worker.keep_failed_workspaces),

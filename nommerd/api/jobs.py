@@ -165,12 +165,12 @@ class Jobs:
             raise Refusal(faults[0].status, [fault for refusal in faults for fault in refusal.faults])
 
     def _check_dest(self, wanted: Submission) -> None:
-        backend = self.storage.for_uri(wanted.dest, "dest")
-        backend.check_dest(wanted.dest)
-        there = False if is_folder(wanted.dest) else _exists(backend, wanted.dest)
-        same = public_uri(wanted.source) == public_uri(wanted.dest)
-        if same or (there is not False and same_place(wanted.source, wanted.dest)):
-            raise InputError("dest.is_source", "The destination is the source.", "Choose another destination.")
+        there = _exists(self.storage.for_uri(wanted.dest, "dest"), wanted.dest)
+        sources = [wanted.source, *(item.uri for items in wanted.inputs.values() for item in items)]
+        if any(public_uri(uri) == public_uri(wanted.dest) or (there is not False and same_place(uri, wanted.dest))
+               for uri in sources):
+            raise InputError("dest.is_source", "The destination is the source, or another input.",
+                             "Choose another destination.")
         if there and not wanted.overwrite:
             raise InputError("dest.exists", "There is something at the destination already.",
                              "Set overwrite to true to replace it, or choose another destination.")
@@ -248,9 +248,12 @@ def unknown(job_id: str) -> Refusal:
 
 def _exists(backend: Storage, uri: str) -> bool | None:
     """Whether something is there, None where that cannot be told soon: the worker decides when it publishes."""
+    if is_folder(uri):
+        backend.check_dest(uri)
+        return False
     with gevent.Timeout(EXISTS_SECONDS, False):
         try:
-            return backend.exists(uri)
+            return backend.exists(uri)  # checks it, too
         except InfrastructureError:
             return None
     return None

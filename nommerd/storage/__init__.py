@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from nommerd.errors import ConfigError, InputError
 from nommerd.storage.base import Storage, StorageRegistry
@@ -31,8 +31,9 @@ class _Registry(StorageRegistry):
 
 
 def build_registry(file_roots: Sequence[str | Path], egress: Egress, max_source_bytes: int,
-                   backends: Mapping[str, str] | None = None) -> StorageRegistry:
+                   backends: Mapping[str, str] | None = None, closed: Sequence[str | Path] = ()) -> StorageRegistry:
     """The backends of this process: file, http, https, and the operator's own (scheme -> dotted path), which go first.
+    `closed` are our own files, which no URI may name.
 
     An operator's backend is a subclass of Storage, made without arguments. ConfigError config.storage_backend for a
     path that brings none.
@@ -41,7 +42,7 @@ def build_registry(file_roots: Sequence[str | Path], egress: Egress, max_source_
     from nommerd.storage.http import HttpStorage
 
     http = HttpStorage(egress, max_source_bytes)
-    known: dict[str, Storage] = {"file": FileStorage(file_roots, max_source_bytes), "http": http, "https": http}
+    known: dict[str, Storage] = {"file": FileStorage(file_roots, max_source_bytes, closed), "http": http, "https": http}
     return _Registry(known | {scheme: _load(scheme, path) for scheme, path in (backends or {}).items()})
 
 
@@ -55,7 +56,7 @@ def same_place(source: str, dest: str) -> bool:
         if a.scheme.lower() == "file":
             return _same_file(source, dest)
         port = {"http": 80, "https": 443}.get(a.scheme.lower())
-        return (a.hostname, a.port or port, a.path) == (b.hostname, b.port or port, b.path)
+        return (a.hostname, a.port or port, unquote(a.path)) == (b.hostname, b.port or port, unquote(b.path))
     except (ValueError, InputError):
         return False
 

@@ -62,7 +62,7 @@ class Storage(ABC):
 
     @abstractmethod
     def exists(self, uri: str) -> bool | None:
-        """Whether something is at this destination; None where this process cannot tell."""
+        """Whether something is at this destination; None where this process cannot tell. Raises as `check_dest`."""
 
     @abstractmethod
     def begin(self, uri: str, token: int) -> Staging:

@@ -1,7 +1,8 @@
 """Local files as sources and destinations, within the roots that the operator allows (`storage.file_roots`).
 
 A path is judged after its links are resolved; a destination by its parent folder, since the name itself is replaced, never
-followed. A root is a folder with all below it, or one file. Missing folders below a root are made. Whoever may change
+followed. A root is a folder with all below it, or one file; the data directory stays closed wherever it is. Missing folders
+below a root are made. Whoever may change
 folders below a root while a job runs is trusted: API users own nothing on the disk.
 
 An output is staged as `.NAME.TOKEN-RANDOM.part` beside its destination. The name is random besides, because two jobs may
@@ -15,6 +16,7 @@ import os
 import re
 import secrets as random
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -26,6 +28,7 @@ from nommerd.storage import disk
 from nommerd.storage.base import Fetched, OnBytes, Staging, Storage
 
 NAME_BYTES_MAX = 255  # of one name, on every Linux filesystem we care for
+ROOTS_SECONDS = 1.0  # for which resolved roots are remembered: a submission asks for them again and again
 HASH_BYTES = 16 * 2**20  # hashed per visit to the thread pool
 
 _REFUSED = tuple((re.compile(pattern), message, hint) for pattern, message, hint in (
@@ -79,28 +82,48 @@ def show(path: Path) -> str:
 
 
 class Roots:
-    """What the operator opened to `file:` URIs: folders with all below them, and single files. None: nothing."""
+    """What the operator opened to `file:` URIs: folders with all below them, and single files. None: nothing. What is
+    `closed` stays so below a root too."""
 
-    def __init__(self, roots: Sequence[str | Path]) -> None:
+    def __init__(self, roots: Sequence[str | Path], closed: Sequence[str | Path] = ()) -> None:
         self._roots = [Path(root).absolute() for root in roots]
+        self._closed = [Path(path).absolute() for path in closed]
+        self._resolved: tuple[list[str], list[str]] = [], []
+        self._until = 0.0  # on the monotonic clock
 
     def check(self, real: Path, family: str) -> None:
         """Raise InputError `FAMILY.outside_roots` unless this resolved path is below a root, or is one. Whether anything
         is there makes no difference to the answer."""
-        for root in self._roots:
-            real_root = _real(root)
-            if real == real_root or real_root in real.parents or real == _real(root.parent) / root.name:
-                return
-        hint = ("List the folder in the setting storage.file_roots." if self._roots
-                else "The setting storage.file_roots is empty: list the folders that file: URIs may reach.")
-        raise InputError(f"{family}.outside_roots", f"{show(real)} is outside the folders that file: URIs may reach.", hint)
+        opened, closed = self._real()
+        text = str(real)
+        if not any(_within(text, root) for root in opened):
+            hint = ("List the folder in the setting storage.file_roots." if self._roots
+                    else "The setting storage.file_roots is empty: list the folders that file: URIs may reach.")
+            raise InputError(f"{family}.outside_roots", f"{show(real)} is outside the folders that file: URIs may reach.",
+                             hint)
+        if any(_within(text, path) for path in closed):
+            raise InputError(f"{family}.outside_roots", f"{show(real)} is where nommerd keeps files of its own.",
+                             "Choose another folder.")
+
+    def _real(self) -> tuple[list[str], list[str]]:
+        """Both lists with links resolved. The operator may lead a link elsewhere, so that is looked at again soon."""
+        now = time.monotonic()
+        if now >= self._until:
+            opened = {str(path) for root in self._roots for path in (_real(root), _real(root.parent) / root.name)}
+            self._resolved = sorted(opened), [str(_real(path)) for path in self._closed]
+            self._until = now + ROOTS_SECONDS
+        return self._resolved
+
+
+def _within(path: str, folder: str) -> bool:
+    return path == folder or path.startswith(folder.rstrip("/") + "/")
 
 
 class FileStorage(Storage):
     """`file:` URIs. See the module's docstring for what is allowed and how outputs appear."""
 
-    def __init__(self, roots: Sequence[str | Path], max_source_bytes: int) -> None:
-        self._roots = Roots(roots)
+    def __init__(self, roots: Sequence[str | Path], max_source_bytes: int, closed: Sequence[str | Path] = ()) -> None:
+        self._roots = Roots(roots, closed)
         self._max_source_bytes = max_source_bytes
 
     def check_source(self, uri: str) -> None:
@@ -133,11 +156,12 @@ class FileStorage(Storage):
 
     def exists(self, uri: str) -> bool | None:
         """A folder for several outputs never counts as something that is there."""
-        self.check_dest(uri)
         if uri.endswith("/"):
+            self.check_dest(uri)
             return False
+        path = self._dest(uri)
         try:
-            self._dest(uri).lstat()
+            path.lstat()
         except (FileNotFoundError, NotADirectoryError):
             return False
         except OSError:

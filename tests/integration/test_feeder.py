@@ -169,6 +169,18 @@ def test_secrets_stay_out_of_answers_records_and_logs(shared: Rig) -> None:
     assert (shared.data / "token").stat().st_mode & 0o777 == 0o600
 
 
+def test_no_job_reads_or_replaces_the_data_directory_though_it_lies_below_a_root(tmp_path: Path) -> None:
+    with Rig(tmp_path, env={"NOMMERD_STORAGE__FILE_ROOTS": json.dumps([str(tmp_path)])}) as rig:
+        rig.start_feeder()
+        source = (rig.media / "in.mp4").as_uri()
+        for name in ("keys", "token", "nommerd.db", "work/x/out.mp4", "new.mp4"):
+            own = (rig.data / name).as_uri()
+            for more in ({"source": source, "dest": own, "overwrite": True}, {"source": own, "dest": f"{source}.new.mp4"}):
+                status, answer = rig.call("POST", "/v1/jobs", {"preset": "web-480p", **more})
+                assert (status, answer["code"].partition(".")[2]) == (422, "outside_roots"), (more, answer)
+        assert rig.call("POST", "/v1/jobs", {"preset": "web-480p", "source": source, "dest": f"{source}.new.mp4"})[0] == 201
+
+
 def test_a_vanished_workers_job_is_free_again_within_seconds(shared: Rig, hand: Hand) -> None:
     job_id = submit(shared)
     gone = subprocess.Popen(["/bin/true"])

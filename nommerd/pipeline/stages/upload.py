@@ -17,6 +17,7 @@ from nommerd.pipeline.destination import is_folder, join
 from nommerd.pipeline.stage import Stage
 from nommerd.runtime import in_pool
 from nommerd.secrets import public_uri
+from nommerd.storage import same_place
 from nommerd.storage.base import Staging, Storage
 
 HASH_BYTES = 4 << 20  # hashed in one go: some 5 ms in a thread
@@ -120,6 +121,10 @@ def _pieces(context: Context) -> list[_Piece]:
             raise ConfigError("recipe.same_names", f"Several outputs are called {', '.join(sorted(set(leaves)))}.",
                               "Give each its own `output: {file: …}`.")
         uris = [join(dest, leaf) for leaf in leaves]
+    sources = [context.task.source, *(item["uri"] for items in context.task.inputs.values() for item in items)]
+    if any(same_place(uri, source) for uri in uris for source in sources):
+        raise InputError("dest.is_source", "An output has the name of the source, in its folder.",
+                         "Give another destination, or the output another name.", place="dest")
     return [_Piece(file, uri, context.storage.for_uri(uri, "dest"), file.path.stat().st_size)
             for file, uri in zip(files, uris, strict=True)]
 

@@ -14,6 +14,7 @@ from nommerd.pipeline.stages import upload
 from nommerd.pipeline.stages.fetch import Fetch
 from nommerd.pipeline.stages.upload import Upload
 from nommerd.secrets import public_uri
+from nommerd.storage.file import uri_of
 from tests.unit.pipeline.scene import Remake, Scene, notes
 
 
@@ -42,6 +43,19 @@ def test_the_output_is_published_with_its_size_checksum_and_probe(scene: Scene) 
     assert (output.uri, output.bytes, output.sha256) == (scene.dest_uri, len(body), sha256(body).hexdigest())
     assert output.probe["streams"][0]["codec"] == "h264"
     assert context.unpublished == []
+
+
+def test_an_output_that_would_replace_its_source_is_refused_and_the_source_stays(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    before = scene.source.read_bytes()
+    context = scene.context(overwrite=True, dest=uri_of(scene.files) + "/")
+    Fetch("fetch", None).run(context)
+    Remake("one", ("in.mp4",)).run(context)
+    with pytest.raises(InputError) as caught:
+        run(context)
+    assert caught.value.code == "dest.is_source"
+    assert scene.source.read_bytes() == before
+    assert scene.parts == []
 
 
 def test_the_whole_list_is_in_the_record_before_the_first_byte_and_nothing_shows_before_the_last_confirmation(

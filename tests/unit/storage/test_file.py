@@ -131,6 +131,37 @@ def test_whether_a_file_outside_exists_cannot_be_found_out(storage: FileStorage,
     assert said[0] == said[1]
 
 
+@pytest.mark.parametrize("way", ["data/keys", "data/work/job/out.mp4", "data", "link/keys", "./x/../data/keys", "token"])
+def test_our_own_files_stay_closed_below_a_root(tmp_path: Path, root: Path, output: Path, way: str) -> None:
+    (root / "data").mkdir()
+    for own in (root / "data" / "keys", root / "token"):
+        own.write_bytes(b"ours")
+    (root / "link").symlink_to("data")
+    storage = FileStorage([root, "/"], SIZE_MAX, closed=[root / "data", root / "token"])
+    for check in (storage.check_source, storage.check_dest):
+        with pytest.raises(InputError, match="outside_roots"):
+            check(uri_of(root / way))
+    with pytest.raises(InputError, match="outside_roots"):
+        storage.exists(uri_of(root / way))
+    storage.check_dest(uri_of(root / "database.mp4"))
+    storage.check_dest(uri_of(root / "token.mp4"))
+
+
+def test_a_root_that_is_a_link_may_be_led_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nommerd.storage.file.ROOTS_SECONDS", 0.0)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "root").symlink_to("one")
+    storage = FileStorage([tmp_path / "root"], SIZE_MAX)
+    storage.check_source(uri_of(tmp_path / "root" / "a.mov"))
+    (tmp_path / "root").unlink()
+    (tmp_path / "root").symlink_to("two")
+    storage.check_source(uri_of(tmp_path / "root" / "a.mov"))
+    storage.check_source(uri_of(tmp_path / "two" / "a.mov"))
+    with pytest.raises(InputError, match="outside_roots"):
+        storage.check_source(uri_of(tmp_path / "one" / "a.mov"))
+
+
 def test_a_sibling_with_the_same_beginning_is_outside(storage: FileStorage, root: Path) -> None:
     with pytest.raises(InputError, match="outside_roots"):
         storage.check_source(uri_of(root.with_name("root-2") / "a.mov"))
@@ -383,6 +414,7 @@ def test_one_place_is_recognised_in_any_spelling(root: Path) -> None:
     assert not same_place(uri_of(source), uri_of(root / "c.mov"))
     assert not same_place(uri_of(root / "gone.mov"), uri_of(root / "c.mov"))
     assert same_place("https://u:p@Host/a?x=1", "https://host:443/a")
+    assert same_place("https://host/%61%20b", "https://host/a%20b")
     assert not same_place("https://host/a", "http://host/a")
     assert not same_place("https://host/a", "https://host/b")
     assert not same_place("http://[bad", "http://[bad")
