@@ -6,17 +6,22 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MEDIA ?=
 
-.PHONY: demo test test-all lint bench clean
+.PHONY: demo test test-wheels test-all lint bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nommerd demo $(if $(MEDIA),"$(MEDIA)")
 
+# On the ffmpeg in PATH, else on the wheels' one; tests of media run on both anyway.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
 
-# The whole suite on the ffmpeg in PATH, then what runs whole jobs on the wheels' one. (Tests of media run on both anyway.)
-test-all: test
+# What runs whole jobs, on the wheels' ffmpeg whatever is in PATH.
+test-wheels: $(VENV)/.dev
 	$(BIN)/python -m tests.wheels tests/acceptance/test_encode.py tests/acceptance/test_demo.py tests/integration/test_worker.py
+
+# Everything, with what takes minutes.
+test-all: test test-wheels
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check setup.py nommerd tests benchmarks
