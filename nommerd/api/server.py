@@ -11,12 +11,11 @@ import socket
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from io import BytesIO
 from typing import Any
 
 import gevent
 from gevent.pool import Pool
-from gevent.pywsgi import Input, WSGIHandler, WSGIServer, headers_factory
+from gevent.pywsgi import Input, WSGIHandler, WSGIServer
 
 from nommerd import logs
 from nommerd.api.problems import PROBLEM_HEADERS, Refusal, refuse
@@ -40,6 +39,9 @@ _REFUSALS = {
     431: refuse(431, "header", "request.too_large",
                 f"The header has more than {HEADER_LINES_MAX} lines or {HEADER_BYTES_MAX} bytes."),
 }
+
+
+_Fields = type(WSGIHandler.headers)  # what pywsgi expects: a message, without the parser, which takes most of its time
 
 
 class _Bad(ValueError):
@@ -91,6 +93,8 @@ class _Input(Input):  # type: ignore[misc]
 class Handler(WSGIHandler):  # type: ignore[misc]
     """One connection."""
 
+    _held: bytearray | None = None  # of an answer, until its first piece is complete
+
     def handle(self) -> None:
         """Serve its requests until it ends, is idle for too long, or has to give way."""
         self.socket.settimeout(IDLE_SECONDS)
@@ -122,8 +126,13 @@ class Handler(WSGIHandler):  # type: ignore[misc]
         return super().read_request(raw_requestline)  # type: ignore[no-any-return]
 
     def MessageClass(self, *args: Any) -> Any:
-        """The header fields from the bytes that were read under our limits."""
-        return headers_factory(BytesIO(self._block))
+        """The header fields from the lines that were read under our limits: none is folded, each has its colon."""
+        message = _Fields()
+        for line in self._block.decode("latin-1").split("\n"):
+            name, colon, value = line.partition(":")
+            if colon:
+                message[name] = value.strip(" \t\r")
+        return message
 
     def _read_block(self) -> bytes:
         lines: list[bytes] = []
@@ -157,6 +166,21 @@ class Handler(WSGIHandler):  # type: ignore[misc]
     def _connection_upgrade_requested(self) -> bool:
         """Never: asking for a WebSocket gives nobody another body reader than ours."""
         return False
+
+    def _write_with_headers(self, data: bytes) -> None:
+        """Header and body in one send."""
+        self._held = bytearray()
+        try:
+            super()._write_with_headers(data)
+        finally:
+            held, self._held = self._held, None
+        self._sendall(held)
+
+    def _sendall(self, data: bytes | bytearray) -> None:
+        if self._held is None:
+            super()._sendall(data)
+        else:
+            self._held += data
 
     def log_request(self) -> None:
         """No access log."""
