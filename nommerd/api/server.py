@@ -31,6 +31,7 @@ HEADER_LINES_MAX = 100
 DISCARD_BYTES_MAX = 8 * 1024 * 1024  # of a body nobody reads; a client that still sends then sees a reset
 DISCARD_SECONDS = 2.0
 
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _VERSION = re.compile(r"HTTP/1\.[01]")
 _REFUSALS = {
     400: refuse(400, "header", "request.bad_header", "The request's header cannot be read.", "Send HTTP/1.1."),
@@ -145,8 +146,8 @@ class Handler(WSGIHandler):  # type: ignore[misc]
                 return b"".join(lines)
             if not line.endswith(b"\n") and left >= 0:
                 raise _Bad(400)  # it ended in the middle
-            if line[:1] in b" \t" or b":" not in line:
-                raise _Bad(400)  # no folded lines, nothing that is not a field
+            if line[:1] in b" \t" or b":" not in line or _CONTROL.search(line.rstrip(b"\r\n")):
+                raise _Bad(400)  # no folded lines, nothing that is not a field, no other line ends
         raise _Bad(431)
 
     def get_environ(self) -> dict[str, Any]:

@@ -127,6 +127,8 @@ def test_a_header_too_large_is_refused(start: Start, head: bytes) -> None:
     b"POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     b"POST / HTTP/1.1\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n",
     b"POST / HTTP/1.1\r\nContent-Length : 5\r\n\r\nabcde",
+    b"POST / HTTP/1.1\r\nX: y\rContent-Length: 5\r\n\r\nabcde",
+    b"GET / HTTP/1.1\r\nX: y\x00z\r\n\r\n",
     b"nonsense\r\n\r\n",
 ])
 def test_requests_that_could_be_read_two_ways_are_refused(start: Start, head: bytes) -> None:
@@ -171,6 +173,27 @@ def test_asking_for_a_websocket_is_like_not_asking(start: Start) -> None:
         connection = connect(start(), b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n" + upgrade + b"\r\nabc")
         connection.shutdown(socket.SHUT_WR)
         assert until_closed(connection).endswith(b"\r\n\r\nabc")
+
+
+def test_header_fields_arrive_as_they_were_sent(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, Any] = {}
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.update(environ)
+        return echo(environ, start_response)
+
+    server = start()
+    server.application = application
+    connection = connect(server, b"POST /a%20b?c=%C3%A9 HTTP/1.1\r\nhOST:x:1\r\nX-Two: a\r\nx-two:  b \t\r\nX_Under: no\r\n"
+                                 b"X-Bytes: \xe9:\xff\r\nEmpty:\r\nContent-Type: a/b\r\nContent-Length: 3\r\n"
+                                 b"Connection: close\r\n\r\nabc")
+    answer = until_closed(connection)
+    assert answer.endswith(b"\r\n\r\nabc")
+    assert {name: seen[name] for name in ("HTTP_HOST", "HTTP_X_TWO", "HTTP_X_BYTES", "HTTP_EMPTY", "CONTENT_TYPE", "PATH_INFO",
+                                          "QUERY_STRING", "CONTENT_LENGTH")} == {
+        "HTTP_HOST": "x:1", "HTTP_X_TWO": "a,b", "HTTP_X_BYTES": "\xe9:\xff", "HTTP_EMPTY": "", "CONTENT_TYPE": "a/b",
+        "PATH_INFO": "/a b", "QUERY_STRING": "c=%C3%A9", "CONTENT_LENGTH": "3"}
+    assert "HTTP_X_UNDER" not in seen
 
 
 def test_idle_connections_give_way_to_new_ones(start: Start) -> None:
