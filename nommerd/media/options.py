@@ -19,15 +19,16 @@ from nommerd.media.formats import OUTPUTS
 Pair = tuple[str, str | int | float | None]
 VALUE_MAX = 2_000
 
-_SPECIFIER = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_-]*)(?P<specifier>(?::[vVasdt])?(?::\d{1,3})?)")
+_SPECIFIER = re.compile(r"(?P<name>[A-Za-z0-9_][A-Za-z0-9_-]*)(?P<specifier>(?::[vVasdt])?(?::\d{1,3})?)", re.ASCII)
 _METADATA_SPECIFIER = re.compile(r"(?P<name>metadata|disposition)"
-                                 r"(?P<specifier>(?::g|:s(?::[vas])?(?::\d{1,3})?|:[vas](?::\d{1,3})?)?)")
+                                 r"(?P<specifier>(?::g|:s(?::[vas])?(?::\d{1,3})?|:[vas](?::\d{1,3})?)?)", re.ASCII)
 
 WHOLE, NUMBER, WORD = r"-?\d{1,10}", r"-?\d{1,10}(\.\d{1,9})?", r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}"
 BITS = r"\d{1,10}(\.\d{1,6})?[kKM]?"
 TIME = r"\d{1,6}(\.\d{1,6})?(ms|us|s)?|(\d{1,3}:)?\d{1,2}:\d{1,2}(\.\d{1,6})?"
 RATE = r"\d{1,6}(\.\d{1,6})?(/\d{1,6})?|ntsc|pal|film|ntsc-film"
-SIZE = r"\d{1,5}x\d{1,5}|[a-z0-9]{2,8}"
+SIDE = r"(\d{1,4}|1[0-5]\d{3})"  # pixels, as far as sources may go
+SIZE = rf"{SIDE}x{SIDE}|[a-z0-9]{{2,8}}"
 FLAGS = r"[+-]?[A-Za-z0-9_]+([+-][A-Za-z0-9_]+)*"
 FREE = r"[^\x00-\x1f\x7f]{0,500}"
 MUXERS = "|".join(re.escape(name) for name in sorted({muxer for muxer, _ in OUTPUTS.values()} | {"3gp", "aiff", "caf", "ac3"}))
@@ -46,13 +47,14 @@ OUTPUT_OPTIONS: dict[str, str] = {
     **_group(BITS, "b ab vb minrate maxrate bufsize rc_init_occupancy"),
     **_group(WHOLE, "g keyint_min bf refs sc_threshold qmin qmax qdiff b_strategy trellis me_range subq slices threads ac ar "
              "cpu-used row-mt tile-columns tile-rows lag-in-frames auto-alt-ref arnr-maxframes arnr-strength aq-mode "
-             "frames vframes aframes rc-lookahead cutoff compression_level max_muxing_queue_size id3v2_version write_xing "
+             "frames vframes aframes rc-lookahead cutoff compression_level id3v2_version write_xing "
              "b-pyramid weightp weightb cluster_size_limit frag_size frag_duration min_frag_duration error-resilience speed"),
     **_group(NUMBER, "crf qp q qscale aq aq-strength psy-rd qcomp i_qfactor b_qfactor max-intra-rate undershoot-pct "
              "overshoot-pct aspect_ratio muxdelay muxpreload"),
     **_group(TIME, "t to ss"),
     **_group(RATE, "r fpsmax"),
     **_group(FLAGS, "flags movflags fflags sws_flags"),
+    "max_muxing_queue_size": r"\d{1,5}",  # packets kept in memory
     "s": SIZE, "aspect": r"\d{1,5}(\.\d{1,6})?([:/]\d{1,5})?", "f": MUXERS, "tag": r"[A-Za-z0-9]{4}",
     "map": r"-?0(:[vVasd])?(:\d{1,3})?\??", "map_metadata": r"-1|0", "map_chapters": r"-1|0",
     "metadata": rf"[A-Za-z][A-Za-z0-9_-]{{0,39}}={FREE}", "disposition": r"0|" + FLAGS,
@@ -71,11 +73,11 @@ INPUT_FLAGS = frozenset({"an", "vn", "sn", "dn", "noautorotate", "accurate_seek"
 FILTER_OPTIONS = frozenset({"vf", "af", "filter"})
 
 _X264 = (
-    "8x8dct aq-mode aq-strength aud b-adapt b-bias b-pyramid bff bframes bitrate bluray-compat cabac chroma-me chroma- "
-    "qp-offset chromaloc colormatrix colorprim crf crf-max deadzone-inter deadzone-intra deblock direct fast-pskip "
-    "force-cfr intra-refresh ipratio keyint level lookahead-threads mbtree me merange min-keyint mixed-refs mvrange nal- "
-    "hrd no-8x8dct no-cabac no-chroma-me no-dct-decimate no-deblock no-fast-pskip no-mbtree no-mixed-refs no-psy no- "
-    "scenecut no-weightb nr open-gop overscan partitions pbratio pic-struct psy psy-rd qcomp qp qpmax qpmin qpstep range "
+    "8x8dct aq-mode aq-strength aud b-adapt b-bias b-pyramid bff bframes bitrate bluray-compat cabac chroma-me "
+    "chroma-qp-offset chromaloc colormatrix colorprim crf crf-max deadzone-inter deadzone-intra deblock direct fast-pskip "
+    "force-cfr intra-refresh ipratio keyint level lookahead-threads mbtree me merange min-keyint mixed-refs mvrange "
+    "nal-hrd no-8x8dct no-cabac no-chroma-me no-dct-decimate no-deblock no-fast-pskip no-mbtree no-mixed-refs no-psy "
+    "no-scenecut no-weightb nr open-gop overscan partitions pbratio pic-struct psy psy-rd qcomp qp qpmax qpmin qpstep range "
     "ratetol rc-lookahead ref scenecut sliced-threads slices stitchable subme sync-lookahead tff threads transfer "
     "trellis vbv-bufsize vbv-init vbv-maxrate weightb weightp"
 )
@@ -85,15 +87,15 @@ _X265 = (
     "info intra-refresh ipratio keyint level-idc limit-modes limit-refs limit-sao limit-tu log-level lookahead-slices "
     "master-display max-cll max-merge me merange min-cu-size min-keyint no-cutree no-deblock no-info no-open-gop no-sao "
     "no-scenecut no-wpp nr-inter nr-intra open-gop pbratio pmode pools preset profile psy-rd psy-rdoq qcomp qg-size qp "
-    "range rc-lookahead rd rdoq-level rect ref repeat-headers rskip sao sar scenecut slices splitrd-skip strong-intra- "
-    "smoothing subme tskip tu-inter-depth tu-intra-depth tune transfer uhd-bd vbv-bufsize vbv-init vbv-maxrate weightb "
-    "weightp wpp"
+    "range rc-lookahead rd rdoq-level rect ref repeat-headers rskip sao sar scenecut slices splitrd-skip "
+    "strong-intra-smoothing subme tskip tu-inter-depth tu-intra-depth tune transfer uhd-bd vbv-bufsize vbv-init vbv-maxrate "
+    "weightb weightp wpp"
 )
 _SVT = (
     "aq-mode bias-pct buf-initial-sz buf-optimal-sz buf-sz color-primaries color-range crf enable-cdef enable-dlf "
-    "enable-overlays enable-qm enable-restoration enable-tf fast-decode film-grain film-grain-denoise hierarchical- "
-    "levels irefresh-type keyint lookahead lp mastering-display matrix-coefficients max-qp mbr min-qp pred-struct preset "
-    "qm-max qm-min qp rc scd scm sharpness tbr tile-columns tile-rows transfer-characteristics tune"
+    "enable-overlays enable-qm enable-restoration enable-tf fast-decode film-grain film-grain-denoise "
+    "hierarchical-levels irefresh-type keyint lookahead lp mastering-display matrix-coefficients max-qp mbr min-qp "
+    "pred-struct preset qm-max qm-min qp rc scd scm sharpness tbr tile-columns tile-rows transfer-characteristics tune"
 )
 CODEC_PARAMS = {"x264-params": frozenset(_X264.split()), "x264opts": frozenset(_X264.split()),
                 "x265-params": frozenset(_X265.split()), "svtav1-params": frozenset(_SVT.split())}
@@ -142,7 +144,7 @@ def _allowed(name: str, named: set[str]) -> str:
 
 
 def _value_fault(full_name: str, name: str, value: str, patterns: Mapping[str, str]) -> tuple[str, str] | None:
-    if re.fullmatch(patterns[name], value):
+    if re.fullmatch(patterns[name], value, re.ASCII):
         return None
     hint = {"f": f"Allowed: {MUXERS.replace('|', ', ')}.", "map": "Only tracks of the source: 0:v:0, 0:a?."}.get(name)
     return (f"The option {full_name!r} cannot have the value {value[:80]!r} from the API.",

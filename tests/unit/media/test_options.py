@@ -22,6 +22,8 @@ ALLOWED = [
     ("level", "4.1"),
     ("tag:v", "hvc1"), ("ar", 48000), ("ac", 2), ("force_key_frames", "expr:gte(t,n_forced*2)"), ("aspect", "16:9"),
     ("s", "1280x720"),
+    ("x264-params", "chroma-qp-offset=2:nal-hrd=vbr:no-scenecut"), ("x265-params", "strong-intra-smoothing=0"),
+    ("svtav1-params", "hierarchical-levels=4"), ("s", "15360x8640"), ("s", "hd720"), ("max_muxing_queue_size", 9999),
     ("strict", -2), ("disposition:a:1", "0"), ("sc_threshold", 0), ("fps_mode", "cfr"), ("color_primaries", "bt709"),
 ]
 FORBIDDEN = [
@@ -57,6 +59,7 @@ FORBIDDEN = [
     # values that are something else
     ("crf", "21 -i x"), ("b:v", "file:x"), ("metadata", "title"), ("metadata", "title=a\nb"), ("c:v", "lib x"), ("c:v", None),
     ("an", "x"), ("s", "file:x"), ("force_key_frames", "/etc/passwd"), ("force_key_frames", "expr:while(1,1)"), ("c:v", "-i"),
+    ("crf", "\u0662\u0661"), ("c:v:\u0661", "libx264"), ("s", "99999x99999"), ("max_muxing_queue_size", 10**9),
     ("bsf:v", "trace_headers"), ("metadata", "title=" + "x" * 3000), ("t", "1e9"), ("pix_fmt", "../x"),
 ]
 
