@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -12,12 +13,13 @@ from pydantic.errors import PydanticInvalidForJsonSchema
 from pydantic_core import ErrorDetails
 
 from nommerd.pipeline.params import describe, known_hint, meant
-from nommerd.pipeline.tree import Faults, Node, joined
+from nommerd.pipeline.tree import FAULTS_MAX, Faults, Node, joined
 
 M = TypeVar("M", bound=BaseModel)
 Path = tuple[str | int, ...]
 
 WRONG_TYPE = "wrong_type"
+DETAILS_MAX = 4 * FAULTS_MAX  # of pydantic's errors: a union's branches bring several for one fault
 
 # Errors that say "another kind of value": of a union, each branch that was not meant adds one.
 _KINDS = {
@@ -71,7 +73,7 @@ def sentence(path: str, complaint: Complaint) -> str:
 def _complaints(model: type[BaseModel], node: Node, error: ValidationError) -> Iterator[Complaint]:
     """Several faults of one place are brought together: each branch of a union brings its own."""
     found: dict[Path, list[ErrorDetails]] = {}
-    for detail in error.errors(include_input=False, include_url=False):
+    for detail in error.errors(include_input=False, include_url=False)[:DETAILS_MAX]:
         found.setdefault(_located(node, detail), []).append(detail)
     for at, details in found.items():
         deeper = any(len(other) > len(at) and other[: len(at)] == at for other in found)
@@ -151,12 +153,17 @@ def _wrong_kind(found: Node | None, details: list[ErrorDetails]) -> str:
     return f"expected {expected}, got {describe(value)}{slip}"
 
 
+@cache
+def _schema(model: type[BaseModel]) -> dict[str, Any]:
+    try:
+        return model.model_json_schema(by_alias=True)
+    except PydanticInvalidForJsonSchema:
+        return {}
+
+
 def _known_keys(model: type[BaseModel], loc: Path) -> list[str]:
     """The keys that may stand in the mapping at `loc`, from the model's JSON Schema."""
-    try:
-        root = model.model_json_schema(by_alias=True)
-    except PydanticInvalidForJsonSchema:
-        return []
+    root = _schema(model)
     schemas: list[dict[str, Any]] = list(_branches(root, root))
     for step in loc:
         below = [branch for schema in schemas for part in _below(schema, step) for branch in _branches(part, root)]

@@ -1,6 +1,7 @@
 """Pipeline documents: what loads, and what is said of what does not."""
 
 import textwrap
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -343,6 +344,14 @@ def test_a_damaged_document_is_a_pipeline_or_clean_faults_each_with_a_place(chan
             return
         assert Recipe.decode(recipe.document) == recipe
         build_stages(recipe, STAGES)
+
+
+@pytest.mark.parametrize("text", ["".join(f"k{number}: 1\n" for number in range(6000)),
+                                  "stages: [fetch, {ffmpeg: {" + ", ".join(f"k{number}: 1" for number in range(6000)) + "}}]\n"])
+def test_a_flood_of_unknown_keys_is_refused_quickly(text):
+    begun = time.monotonic()
+    assert 1 < len(faults_of(text)) <= 50
+    assert time.monotonic() - begun < 5
 
 
 def test_the_undamaged_document_loads():
