@@ -346,8 +346,10 @@ def test_a_damaged_document_is_a_pipeline_or_clean_faults_each_with_a_place(chan
         build_stages(recipe, STAGES)
 
 
-@pytest.mark.parametrize("text", ["".join(f"k{number}: 1\n" for number in range(6000)),
-                                  "stages: [fetch, {ffmpeg: {" + ", ".join(f"k{number}: 1" for number in range(6000)) + "}}]\n"])
+UNKNOWN = [f"k{number}: 1" for number in range(6000)]
+
+
+@pytest.mark.parametrize("text", ["\n".join(UNKNOWN), f"stages: [fetch, {{ffmpeg: {{{', '.join(UNKNOWN)}}}}}]"])
 def test_a_flood_of_unknown_keys_is_refused_quickly(text):
     begun = time.monotonic()
     assert 1 < len(faults_of(text)) <= 50
