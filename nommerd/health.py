@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gevent.pywsgi import WSGIServer
-
+from nommerd.api.server import Server
 from nommerd.errors import ConfigError
 
 HOST = "127.0.0.1"
+CONNECTIONS_MAX = 32  # under the API server's limits: nobody on this machine can hold the worker by its health port
 
 
-def serve(port: int, ready: Callable[[], bool]) -> WSGIServer:
+def serve(port: int, ready: Callable[[], bool]) -> Server:
     """Answer GET /healthz (always, while the process runs) and /readyz (200 or 503) on this port of the machine itself.
 
     Stop it with `stop(timeout)`. ConfigError when the port is taken.
@@ -21,19 +20,13 @@ def serve(port: int, ready: Callable[[], bool]) -> WSGIServer:
     def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         status, body = _answer(environ.get("REQUEST_METHOD", ""), environ.get("PATH_INFO", ""), ready)
         start_response(status, [("Content-Type", "text/plain; charset=utf-8"), ("Content-Length", str(len(body)))])
-        return [body]
+        return [] if environ.get("REQUEST_METHOD") == "HEAD" else [body]
 
-    listener = socket.socket()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
-        listener.bind((HOST, port))
-    except OSError as error:
-        listener.close()
-        raise ConfigError("config.port_taken", f"The worker's health port {port} cannot be used: {error.strerror}.",
+        server = Server(HOST, port, application, CONNECTIONS_MAX)
+    except ConfigError as error:
+        raise ConfigError("config.port_taken", f"The worker's health port {port} cannot be used: {error.message}",
                           "Give each worker of a machine its own, or null.", place="worker.health_port") from None
-    listener.listen(16)
-    server = WSGIServer(listener, application, log=None, error_log=None)
     server.start()
     return server
 
