@@ -7,8 +7,10 @@ under the same webhook-id.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 from datetime import datetime
+from urllib.parse import urlsplit
 
 from gevent.pool import Pool
 
@@ -20,7 +22,9 @@ from nommerd.secrets import Keyring
 from nommerd.store.base import Store, UnknownJob
 from nommerd.webhook import Reply, message_id, next_try
 
-AT_ONCE = 32
+AT_ONCE = 64
+RECEIVER_AT_ONCE = 48  # of them to one receiver: one that hangs must not hold up the others
+PAGE = 200  # due jobs looked through in one go
 Deliver = Callable[[str, str, bytes, datetime], Reply]  # url, message id, body, now
 
 
@@ -37,6 +41,8 @@ class Deliveries:
         self._pool = Pool(at_once)
         self._active: set[Key] = set()
         self._again: set[Key] = set()
+        self._receivers: Counter[str] = Counter()  # deliveries under way
+        self._behind: Job | None = None  # how far the last look came
 
     def kick(self, key: Key) -> None:
         """This job may have an event to deliver. Never waits: when all hands are busy, `run_due` comes back to it."""
@@ -47,14 +53,21 @@ class Deliveries:
             self._pool.spawn(self._work, key)
 
     def run_due(self, now: datetime) -> int:
-        """Begin what is due, as far as hands are free; returns how many jobs had something due."""
-        free = self._pool.free_count()
-        if not (free and self._leads()):
+        """Begin what is due, as far as hands are free; returns how many jobs were found. Goes on where the last look ended, so
+        that jobs whose receiver has enough under way do not hide others."""
+        if not (self._pool.free_count() and self._leads()):
             return 0
-        due = self._store.webhooks_due(now.timestamp(), free + len(self._active))
+        due = self._store.webhooks_due(now.timestamp(), PAGE, self._behind)
+        coming = self._receivers.copy()
         for job in due:
-            if job.key not in self._active:
+            if not self._pool.free_count():
+                return len(due)
+            self._behind = job
+            if job.key not in self._active and coming[_receiver(job)] < RECEIVER_AT_ONCE:
+                coming[_receiver(job)] += 1
                 self.kick(job.key)
+        if len(due) < PAGE:
+            self._behind = None
         return len(due)
 
     def stop(self, within_seconds: float) -> None:
@@ -79,8 +92,20 @@ class Deliveries:
             self._again.discard(key)
 
     def _deliver_all(self, key: Key) -> None:
-        """Deliver this job's events in order until none is left or one has to wait."""
+        """Deliver this job's events in order until none is left or one has to wait. They stay due where their receiver has
+        enough under way."""
         job = self._store.get(key)
+        receiver = _receiver(job)
+        if not job.due_events or self._receivers[receiver] >= RECEIVER_AT_ONCE:
+            return
+        self._receivers[receiver] += 1
+        try:
+            self._deliver_each(key, job)
+        finally:
+            self._receivers[receiver] -= 1
+            self._receivers += Counter()  # forget those with nothing under way
+
+    def _deliver_each(self, key: Key, job: Job) -> None:
         while job.due_events and not _later(job, utcnow()):
             event = job.due_events[0]
             reply = self._post(job, event)
@@ -109,6 +134,10 @@ class Deliveries:
     def _url(self, job: Job) -> str:
         hidden = self._keyring.decrypt(job.secrets) if job.secrets else {}
         return str(hidden.get("notify_url") or job.notify_url)
+
+
+def _receiver(job: Job) -> str:
+    return urlsplit(job.notify_url or "").netloc
 
 
 def _later(job: Job, now: datetime) -> bool:

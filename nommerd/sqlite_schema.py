@@ -28,7 +28,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX jobs_by_error ON jobs (project, error_code, created, id) WHERE error_code IS NOT NULL;
     CREATE INDEX jobs_by_recipe ON jobs (recipe);
     CREATE INDEX jobs_by_sweep ON jobs (sweep, sweep_at, project, id) WHERE sweep IS NOT NULL;
-    CREATE INDEX jobs_by_webhook ON jobs (webhook_at) WHERE webhook_at IS NOT NULL;
+    CREATE INDEX jobs_by_webhook ON jobs (webhook_at, project, id) WHERE webhook_at IS NOT NULL;
     CREATE INDEX jobs_by_finished ON jobs (finished) WHERE finished IS NOT NULL;
 
     CREATE TABLE labels (

@@ -123,9 +123,9 @@ class Store(ABC):
         key; `after` continues behind a job as it was returned. Records that cannot be read are left out, and logged."""
 
     @abstractmethod
-    def webhooks_due(self, now: float, limit: int) -> Sequence[Job]:
-        """Jobs whose `webhook_at` is at or before `now` (epoch seconds), of all projects, longest overdue first. Records that
-        cannot be read are left out, and logged."""
+    def webhooks_due(self, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
+        """Jobs whose `webhook_at` is at or before `now` (epoch seconds), of all projects, longest overdue first, else by key;
+        `after` continues behind a job as it was returned. Records that cannot be read are left out, and logged."""
 
     @abstractmethod
     def delete_finals(self, finished_before: datetime, limit: int) -> int:

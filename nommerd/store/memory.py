@@ -73,13 +73,12 @@ class MemoryStore(Store):
         return dict(Counter(job.state for job in self._all() if job.project == project))
 
     def due_for_sweep(self, kind: Sweep, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
-        due = [(job.sweep_at or 0.0, job.key, job) for job in self._all() if job.sweep is kind]
-        behind = (-1.0, Key("", "")) if after is None else (after.sweep_at or 0.0, after.key)
-        return [job for at, key, job in sorted(due, key=lambda entry: entry[:2]) if at <= now and (at, key) > behind][:limit]
+        found = [(job.sweep_at, job) for job in self._all() if job.sweep is kind]
+        return _page(found, now, limit, None if after is None else (after.sweep_at, after))
 
-    def webhooks_due(self, now: float, limit: int) -> Sequence[Job]:
-        due = [(at, job.id, job) for job in self._all() if (at := job.webhook_at) is not None and at <= now]
-        return [job for *_, job in sorted(due, key=lambda entry: entry[:2])[:limit]]
+    def webhooks_due(self, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
+        found = [(job.webhook_at, job) for job in self._all()]
+        return _page(found, now, limit, None if after is None else (after.webhook_at, after))
 
     def delete_finals(self, finished_before: datetime, limit: int) -> int:
         old = [job.key for job in self._all() if job.finished is not None and job.finished < finished_before][:limit]
@@ -124,6 +123,14 @@ class MemoryStore(Store):
 
     def _all(self) -> builtins.list[Job]:
         return [self.get(key) for key in self._jobs]
+
+
+def _page(found: list[tuple[float | None, Job]], now: float, limit: int, after: tuple[float | None, Job] | None) -> list[Job]:
+    """Those whose time has come, by it and by key, behind `after`."""
+    due = sorted((at, job.key) for at, job in found if at is not None and at <= now)
+    behind = None if after is None else (after[0] or 0.0, after[1].key)
+    jobs = {job.key: job for _, job in found}
+    return [jobs[key] for at, key in due if behind is None or (at, key) > behind][:limit]
 
 
 def _matches(job: Job, query: JobQuery) -> bool:

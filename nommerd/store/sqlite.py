@@ -39,7 +39,8 @@ _SWEEP = f"""
     SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.sweep = ? AND j.sweep_at <= ?
     AND (j.sweep_at, j.project, j.id) > (?, ?, ?) ORDER BY j.sweep_at, j.project, j.id LIMIT ?"""
 _WEBHOOKS = f"""
-    SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.webhook_at <= ? ORDER BY j.webhook_at, j.id LIMIT ?"""
+    SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.webhook_at <= ?
+    AND (j.webhook_at, j.project, j.id) > (?, ?, ?) ORDER BY j.webhook_at, j.project, j.id LIMIT ?"""
 _INSERT = """
     INSERT INTO jobs (project, id, created, recipe, preset,
                       version, token, state, finished, error_code, sweep, sweep_at, webhook_at, body)
@@ -115,8 +116,9 @@ class SqliteStore(Store):
         behind = (-1.0, "", "") if after is None else (after.sweep_at, *after.key)
         return [job for job in self._jobs(_SWEEP, (kind, now, *behind, limit)) if job is not None]
 
-    def webhooks_due(self, now: float, limit: int) -> Sequence[Job]:
-        return [job for job in self._jobs(_WEBHOOKS, (now, limit)) if job is not None]
+    def webhooks_due(self, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
+        behind = (-1.0, "", "") if after is None else (after.webhook_at, *after.key)
+        return [job for job in self._jobs(_WEBHOOKS, (now, *behind, limit)) if job is not None]
 
     def delete_finals(self, finished_before: datetime, limit: int) -> int:
         before = microseconds(finished_before)

@@ -380,6 +380,8 @@ class TestDue:
         store.update(gone.key, lifecycle.event_postponed(1, None))
         assert ids(store.webhooks_due(NOON.timestamp(), 10)) == ids([new, older, old])
         assert ids(store.webhooks_due(NOON.timestamp(), 2)) == ids([new, older])
+        assert ids(store.webhooks_due(NOON.timestamp(), 2, store.get(older.key))) == [old.id]
+        assert store.webhooks_due(NOON.timestamp(), 2, store.get(old.key)) == []
         store.update(new.key, lifecycle.events_accepted(1))
         assert ids(store.webhooks_due(NOON.timestamp(), 10)) == ids([older, old])
 

@@ -11,7 +11,7 @@ import structlog
 from gevent.event import Event
 
 from nommerd import lifecycle
-from nommerd.deliveries import AT_ONCE, Deliveries
+from nommerd.deliveries import AT_ONCE, PAGE, RECEIVER_AT_ONCE, Deliveries
 from nommerd.job import Job, JobState, Key, Owner, Webhook, new_id, utcnow
 from nommerd.secrets import Keyring, Secret, new_key
 from nommerd.store.memory import MemoryStore
@@ -173,7 +173,7 @@ def test_a_slow_receiver_does_not_hold_up_other_jobs() -> None:
 def test_receivers_that_cannot_be_known_do_not_keep_others_waiting() -> None:
     rig = Rig(max_tries=10)
     wrong = Keyring([Secret(new_key())]).encrypt({"notify_url": "https://hook.example/?token=abc"})
-    stuck = [rig.create(JobState.DOWNLOADING, secrets=wrong, id=f"a{number:02}") for number in range(AT_ONCE + 1)]
+    stuck = [rig.create(JobState.DOWNLOADING, secrets=wrong, id=f"a{number:03}") for number in range(AT_ONCE + 1)]
     good = rig.create(JobState.DOWNLOADING, id="z")
     for _ in range(3):
         rig.run()
@@ -191,6 +191,28 @@ def test_a_fault_of_ours_in_one_delivery_does_not_repeat_it_for_ever() -> None:
     rig.run()
     assert rig.seqs() == [1]
     assert rig.store.get(key).webhook.tries == 1
+
+
+def test_a_receiver_that_hangs_leaves_hands_for_others_however_many_jobs_it_has() -> None:
+    go = Event()
+    rig = Rig()
+    stuck = [rig.create(JobState.DOWNLOADING, id=f"a{number:03}", notify_url="https://hangs.example/")
+             for number in range(PAGE + AT_ONCE)]
+    late = rig.create(JobState.DOWNLOADING, id="z1")
+    soon = rig.create(JobState.DOWNLOADING, id="z2")
+    rig.answer = lambda id: ACCEPTED if id.startswith("z") or go.wait(10) else Reply(500)
+    for key in stuck:
+        rig.deliveries.kick(key)
+    rig.deliveries.kick(soon)
+    with gevent.Timeout(10):
+        while rig.store.get(soon).due_events or rig.store.get(late).due_events:
+            rig.deliveries.run_due(utcnow())
+            gevent.sleep(0.01)
+    assert len(rig.posts) == RECEIVER_AT_ONCE + 2
+    go.set()
+    with gevent.Timeout(10):
+        while any(rig.store.get(key).due_events for key in stuck):
+            rig.run()
 
 
 def test_one_who_does_not_lead_delivers_nothing() -> None:

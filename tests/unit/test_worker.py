@@ -21,7 +21,7 @@ from nommerd.attempt import Tools, make_task, threads_per_job
 from nommerd.bus.base import BusUnavailable, Delivery
 from nommerd.bus.memory import MemoryBus
 from nommerd.config import Settings
-from nommerd.errors import ConfigError, EncoderError, InputError, Problem
+from nommerd.errors import ConfigError, EncoderError, InfrastructureError, InputError, Problem
 from nommerd.health import serve
 from nommerd.job import Job, JobState, Owner, Staged, new_id, utcnow
 from nommerd.media import binaries
@@ -444,6 +444,19 @@ def test_where_the_last_attempt_did_not_publish_the_job_ends_with_its_error_and_
     assert done.error is not None
     assert (done.error.code, done.error.attempt, done.staged, Act.seen) == ("node.lost", 1, (), [])
     assert not part.exists()
+    house.quiet()
+
+
+def test_an_upload_that_always_fails_ends_with_its_own_error_after_as_many_attempts_as_allowed(house: House) -> None:
+    class Full(FileStorage):
+        def upload(self, *arguments: Any, **named: Any) -> None:
+            raise InfrastructureError("dest.disk_full", "No space is left.")
+
+    house.start(max_attempts=2, tools=house.tools(storage=StorageRegistry({"file": Full([house.files], 10**9)})))
+    done = house.wait(house.submit(), JobState.ERROR)
+    assert done.error is not None
+    assert (done.error.code, done.error.stage, done.error.attempt) == ("dest.disk_full", "upload", 2)
+    assert (done.attempts_charged, done.staged, len(Act.seen)) == (2, (), 2)
     house.quiet()
 
 
