@@ -161,9 +161,12 @@ class FileStorage(Storage):
             return False
         path = self._dest(uri)
         try:
+            _refuse_special(path)
             path.lstat()
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return False
+        except NotADirectoryError as error:
+            raise disk.explain(error, "dest", show(path)) from None
         except OSError:
             return None
         return True
@@ -215,7 +218,8 @@ class FileStorage(Storage):
 
     def _dest(self, uri: str) -> Path:
         path = path_of(uri, "dest")
-        if uri.endswith("/") or path.name in ("", "..") or len(os.fsencode(path.name)) > NAME_BYTES_MAX:
+        last = unquote_to_bytes(uri).rpartition(b"/")[2]
+        if last in (b"", b".", b"..") or len(last) > NAME_BYTES_MAX:
             raise InputError("dest.bad_uri", "The destination names no file.", "End it with a file name of at most 255 bytes.")
         real = _real(path.parent) / path.name
         self._roots.check(real, "dest")
@@ -267,7 +271,7 @@ def _refuse_special(dest: Path) -> None:
     """A destination may be free, a file or a link (which is replaced, not followed)."""
     try:
         mode = dest.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+    except FileNotFoundError:
         return
     if not (stat.S_ISREG(mode) or stat.S_ISLNK(mode)):
         raise InputError("dest.not_a_file", f"{show(dest)} is there and not a regular file.",

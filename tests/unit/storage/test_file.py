@@ -311,6 +311,15 @@ def test_a_file_where_a_folder_should_be_is_a_bad_destination(storage: FileStora
         upload(storage, root / "file" / "a.mp4", output)
 
 
+def test_what_cannot_become_a_destination_is_said_before_anything_is_encoded(storage: FileStorage, root: Path) -> None:
+    (root / "folder").mkdir()
+    (root / "file").write_bytes(b"")
+    os.mkfifo(root / "pipe")
+    for name, code in (("folder", "dest.not_a_file"), ("pipe", "dest.not_a_file"), ("file/a.mp4", "dest.bad_uri")):
+        with pytest.raises(InputError, match=code.replace(".", r"\.")):
+            storage.exists(uri_of(root / name))
+
+
 def test_a_link_at_the_destination_is_replaced_and_its_target_kept(storage: FileStorage, root: Path, tmp_path: Path,
                                                                   output: Path) -> None:
     (tmp_path / "victim").write_bytes(b"kept")
@@ -326,7 +335,7 @@ def test_a_link_at_the_destination_is_replaced_and_its_target_kept(storage: File
 def test_a_destination_needs_a_name_except_for_several_outputs(storage: FileStorage, root: Path) -> None:
     storage.check_dest(uri_of(root / "new") + "/")
     assert storage.exists(uri_of(root) + "/") is False
-    for end in ("/", "/x/", "/..", "/x/..", "/" + "n" * 256):
+    for end in ("/", "/x/", "/..", "/x/..", "/.", "/x/.", "/x/%2E", "/x%2F", "/" + "n" * 256):
         with pytest.raises(InputError):
             storage.begin(uri_of(root) + end, 1)
 
