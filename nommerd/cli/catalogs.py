@@ -50,4 +50,5 @@ def _show(found: list[dict[str, str]], columns: list[str], as_json: bool) -> Non
     if as_json:
         print_json(found)
     else:
-        table([column.upper() for column in columns], [[row[column] for column in columns] for row in found])
+        table([column.upper() for column in columns], [[row[column] for column in columns] for row in found],
+              shrink=["DESCRIPTION", columns[1].upper()])

@@ -31,7 +31,8 @@ def find_token(explicit: str | None, env: Mapping[str, str]) -> Secret:
         return Secret(path.read_text(encoding="ascii").strip())
     except (OSError, UnicodeDecodeError):
         raise ConfigError("config.no_token", f"There is no API token: {path} cannot be read.",
-                          "Start `nommerd up`, which makes it, or set NOMMERD_TOKEN to the feeder's token.") from None
+                          "Start `nommerd up`, which makes it, or set NOMMERD_TOKEN to what is in the feeder's token file: "
+                          "`token` in its data directory.") from None
 
 
 class Client:

@@ -39,7 +39,7 @@ def load_all(config_file: Path | None) -> tuple[Settings, Catalog, list[NommerdE
     return settings, catalog, [*faults, *catalog.errors]
 
 
-@config.command()
+@config.command(short_help="Read everything and tell each fault with its place.")
 @config_option
 @json_option
 def check(config_file: Path | None, as_json: bool) -> None:

@@ -18,7 +18,7 @@ import gevent
 
 from nommerd import logs, runtime
 from nommerd.catalog import Catalog, load_stages
-from nommerd.cli.options import absolute_uri, config_option, json_option, pairs
+from nommerd.cli.options import absolute_uri, json_option, pairs
 from nommerd.cli.output import ProgressLine, print_json, problem_lines, size
 from nommerd.config import Settings
 from nommerd.config_reader import read
@@ -46,11 +46,11 @@ Inputs = dict[str, list[dict[str, str]]]
 @click.option("--input", "inputs", multiple=True, metavar="NAME=URI", help="A further input. May repeat.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at DEST.")
 @click.option("--on-damage", type=click.Choice(["tolerate", "fail"]), help="What mild damage in the source means.")
-@config_option
+@click.option("-c", "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file (default: none).")
 @json_option
 def encode(source: str, dest: str, *, preset: str | None, pipeline: str | None, params: tuple[str, ...],
            inputs: tuple[str, ...], overwrite: bool, on_damage: str | None, config_file: Path | None, as_json: bool) -> int:
-    """Encode SOURCE to DEST here and now, verified. No configuration file is read unless -c names one."""
+    """Encode SOURCE to DEST here and now, verified."""
     if (preset is None) == (pipeline is None):
         raise click.UsageError("Name a preset (-p) or a pipeline (--pipeline), one of the two.")
     stop = _stoppable()

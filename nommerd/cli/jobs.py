@@ -9,7 +9,8 @@ import click
 
 from nommerd.cli.client import Client
 from nommerd.cli.options import client_options, json_option
-from nommerd.cli.output import age, duration, print_json, problem_lines, size, table
+from nommerd.cli.output import age, duration, moment, print_json, problem_lines, size, table
+from nommerd.errors import InputError, ManyErrors
 
 
 @click.group()
@@ -34,7 +35,8 @@ def list_jobs(*, states: tuple[str, ...], labels: tuple[str, ...], preset: str |
     if as_json:
         print_json(found)
     elif found:
-        table(["ID", "STATE", "DONE", "PRESET", "SOURCE", "UPDATED", "ERROR"], [_row(job) for job in found])
+        table(["ID", "STATE", "DONE", "PRESET", "SOURCE", "UPDATED", "ERROR"], [_row(job) for job in found],
+              shrink=["SOURCE", "ERROR", "PRESET"])
     else:
         print("There are no such jobs.")
 
@@ -63,10 +65,12 @@ def _lines(job: dict[str, Any]) -> list[str]:
     left = f", {duration(job['eta_seconds'])} left" if job["eta_seconds"] is not None else ""
     lines = [f"job       {job['id']}", f"state     {job['state']} ({100 * job['progress']:.0f} %{stage}{left})",
              f"source    {job['source']}", f"dest      {job['dest']}", f"recipe    {job['preset'] or job['pipeline']}"]
-    lines += [f"created   {job['created']}", f"updated   {job['updated']}"]
+    lines += [f"{kind:<9} {name}={value}" for kind in ("params", "labels") for name, value in job[kind].items()]
+    lines += [f"priority  {job['priority']}"] if job["priority"] != "normal" else []
+    lines += [f"created   {moment(job['created'])}", f"updated   {moment(job['updated'])}"]
     for attempt in job["attempts"]:
-        until = f"{attempt['ended']}  {attempt['why']}" if attempt["ended"] else "now"
-        lines.append(f"attempt   {attempt['worker']} on {attempt['node']}, {attempt['begun']} to {until}")
+        until = f"{moment(attempt['ended'])}  {attempt['why']}" if attempt["ended"] else "now"
+        lines.append(f"attempt   {attempt['worker']} on {attempt['node']}, {moment(attempt['begun'])} to {until}")
     for output in job["outputs"]:
         lines.append(f"output    {output['uri']} ({size(output['bytes'])}, sha256 {output['sha256'][:16]}…)")
     for kind, problems in (("warning", job["warnings"]), ("error", [job["error"]] if job["error"] else [])):
@@ -77,16 +81,25 @@ def _lines(job: dict[str, Any]) -> list[str]:
 
 
 def _act(verb: str, job_ids: tuple[str, ...], url: str | None, token: str | None, as_json: bool) -> None:
+    """Every job gets its turn, whatever the feeder says of the others. Raises what it refused, at the end."""
     client = Client.from_options(url, token)
-    answers = [client.call("POST", f"/v1/jobs/{quote(job_id, safe='')}/{verb}", {}) for job_id in job_ids]
+    answers, refused = [], []
+    for job_id in job_ids:
+        try:
+            job = client.call("POST", f"/v1/jobs/{quote(job_id, safe='')}/{verb}", {})
+        except InputError as error:
+            refused.append(error)
+            continue
+        answers.append(job)
+        if not as_json:
+            print(f"{job['id']}  {'cancel requested' if verb == 'cancel' and job['state'] != 'CANCELLED' else job['state']}")
+    if refused:
+        raise refused[0] if len(refused) == 1 else ManyErrors(refused)
     if as_json:
         print_json(answers)
-        return
-    for job in answers:
-        print(f"{job['id']}  {'cancel requested' if verb == 'cancel' and job['state'] != 'CANCELLED' else job['state']}")
 
 
-@jobs.command("cancel")
+@jobs.command("cancel", short_help="Stop jobs.")
 @click.argument("job_ids", metavar="ID…", nargs=-1, required=True)
 @client_options
 @json_option
@@ -95,7 +108,7 @@ def cancel(job_ids: tuple[str, ...], *, url: str | None, token: str | None, as_j
     _act("cancel", job_ids, url, token, as_json)
 
 
-@jobs.command("retry")
+@jobs.command("retry", short_help="Run failed or cancelled jobs again.")
 @click.argument("job_ids", metavar="ID…", nargs=-1, required=True)
 @client_options
 @json_option

@@ -10,8 +10,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, TextIO
 
+import click
+
 PLAIN_INTERVAL_SECONDS = 1.0  # between progress lines where there is no terminal
-STATE_STYLES = {"FINISHED": "green", "ERROR": "red", "CANCELLED": "yellow", "ABANDONED": "red", "PENDING": "dim"}
+STATE_STYLES: dict[str, dict[str, Any]] = {"FINISHED": {"fg": "green"}, "ERROR": {"fg": "red"}, "ABANDONED": {"fg": "red"},
+                                           "CANCELLED": {"fg": "yellow"}, "PENDING": {"dim": True}}
+GAP = "  "  # between a table's columns
+COLUMN_MIN = 8  # what is left of a column that had to make room
 
 
 def print_json(value: Any) -> None:
@@ -19,23 +24,35 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table as wide as the terminal allows; without colour and frames where it is not one."""
-    if not sys.stdout.isatty():
-        widths = [max(map(len, column)) for column in zip(headers, *rows, strict=True)]
-        for row in (headers, *rows):
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], shrink: Sequence[str] = ()) -> None:
+    """A table; on a terminal in colour, and no wider than it if cutting the columns of `shrink`, in this order, can do that.
+    No other column is ever cut: what is in it may have to be copied."""
+    from rich.cells import cell_len, set_cell_size
 
-    view = Table(box=None, pad_edge=False, header_style="bold")
-    for header in headers:
-        view.add_column(header, overflow="ellipsis", no_wrap=True)
-    for row in rows:
-        view.add_row(*(Text(cell, style=STATE_STYLES.get(cell, "")) for cell in row))
-    Console().print(view)
+    lines = [headers, *rows]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
+    live = sys.stdout.isatty()
+    if live:
+        _shrink(widths, [headers.index(name) for name in shrink], shutil.get_terminal_size().columns)
+    for number, row in enumerate(lines):
+        cells = [cell if cell_len(cell) <= width else set_cell_size(cell, width - 1) + "…"
+                 for cell, width in zip(row, widths, strict=True)]
+        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+        if live:
+            padded = [_styled(cell, header=number == 0) for cell in padded]
+        print(GAP.join(padded).rstrip())
+
+
+def _shrink(widths: list[int], columns: Sequence[int], room: int) -> None:
+    """Narrow these columns, none below COLUMN_MIN, until a line has room."""
+    for column in columns:
+        excess = sum(widths) + len(GAP) * (len(widths) - 1) - room
+        widths[column] -= max(0, min(excess, widths[column] - COLUMN_MIN))
+
+
+def _styled(cell: str, *, header: bool) -> str:
+    style: dict[str, Any] = {"bold": True} if header else STATE_STYLES.get(cell.strip(), {})
+    return click.style(cell, **style) if style else cell
 
 
 def size(count: int | None) -> str:
@@ -57,6 +74,11 @@ def duration(seconds: float | None) -> str:
     whole = max(0, round(seconds))
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+
+
+def moment(text: str) -> str:
+    """An ISO time without its fraction of a second: 2026-01-31T10:20:30Z."""
+    return datetime.fromisoformat(text).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def age(text: str) -> str:

@@ -20,6 +20,7 @@ import click
 from nommerd.cli.options import config_option
 from nommerd.cli.supervisor import Child, Supervisor
 from nommerd.errors import ConfigError
+from nommerd.places import DEFAULT_URL, TOKEN_NAME, default_data_dir
 
 if TYPE_CHECKING:
     from nommerd.config import Settings
@@ -173,8 +174,16 @@ def _greeting(settings: Settings, url: str, workers: int, env: Mapping[str, str]
   a job by curl, from another terminal:
     curl -sS {url}/v1/jobs -H "Authorization: Bearer $(cat {token})" \\
       -d {shlex.quote(body)}
-  or: nommerd submit in.mov out.mp4 -p web-720p --wait
+  or: {_client_settings(settings, url)}nommerd submit in.mov out.mp4 -p web-720p --wait
   Ctrl-C stops everything."""
+
+
+def _client_settings(settings: Settings, url: str) -> str:
+    """What a client command must be told because the feeder is not where it looks by itself."""
+    told = f"NOMMERD_URL={url} " if url != DEFAULT_URL else ""
+    if settings.token_file != default_data_dir(os.environ) / TOKEN_NAME:
+        told += f'NOMMERD_TOKEN="$(cat {shlex.quote(str(settings.token_file))})" '
+    return told
 
 
 class Console:

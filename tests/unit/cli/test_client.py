@@ -155,6 +155,24 @@ def test_show_tells_attempts_outputs_and_the_error(feeder: Feeder) -> None:
         assert text in shown
 
 
+def test_show_tells_what_was_asked_for_and_times_to_the_second(feeder: Feeder) -> None:
+    feeder.script = [(200, job(params={"video_bitrate": "600k"}, labels={"album": "of 2026"}, priority="high",
+                               created="2026-01-31T09:00:00.123456Z")), (200, job())]
+    lines = nommerd(feeder, "jobs", "show", "j1").stdout.splitlines()
+    assert {"params    video_bitrate=600k", "labels    album=of 2026", "priority  high",
+            "created   2026-01-31T09:00:00Z"} <= set(lines)
+    assert "priority" not in nommerd(feeder, "jobs", "show", "j1").stdout
+
+
+def test_a_refused_id_keeps_no_other_from_its_turn(feeder: Feeder) -> None:
+    refusal = {"status": 404, "code": "request.unknown_job", "errors": [
+        {"place": "path.id", "code": "request.unknown_job", "message": "There is no job 'x'.", "hint": ""}]}
+    feeder.script = [(404, refusal), (200, job(state="CANCELLED"))]
+    ended = nommerd(feeder, "jobs", "cancel", "x", "j1")
+    assert (ended.returncode, ended.stdout) == (1, "j1  CANCELLED\n")
+    assert "There is no job 'x'." in ended.stderr
+
+
 def test_cancel_and_retry_take_several_ids(feeder: Feeder) -> None:
     feeder.script = [(202, job(state="ENCODING")), (200, job(id="j2", state="CANCELLED")), (202, job(id="j/3"))]
     assert nommerd(feeder, "jobs", "cancel", "j1", "j2").stdout == "j1  cancel requested\nj2  CANCELLED\n"
