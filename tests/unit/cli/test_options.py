@@ -44,7 +44,8 @@ def shown(monkeypatch: pytest.MonkeyPatch, out: io.StringIO, *name: str) -> list
     return re.sub(r"\x1b\[\d+m", "", out.getvalue()).splitlines()
 
 
-@pytest.mark.parametrize("name", ["A very long name of a holiday film " * 3, "\N{CJK UNIFIED IDEOGRAPH-6620}" * 60], ids=["Latin", "wide"])
+@pytest.mark.parametrize("name", ["A very long name of a holiday film " * 3, "\N{CJK UNIFIED IDEOGRAPH-6620}" * 60],
+                         ids=["narrow", "wide"])
 def test_a_table_fits_into_80_columns_and_its_ids_stay_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, Terminal(), name, "b.mov")
     assert [cell_len(line) for line in lines] == [80, 80, 80]
