@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from nommerd.later import Later, not_yet_supported
 from nommerd.media.binaries import ENCODERS
 from nommerd.media.units import Bitrate, Duration
-from nommerd.pipeline.stage import Later, not_yet_supported
 
 TITLE_AND_LANGUAGE = ["title", "language"]
 VideoCodec = Literal["h264", "hevc", "vp9", "av1", "prores", "copy"]

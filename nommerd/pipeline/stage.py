@@ -4,24 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Never
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict
 
 from nommerd.job import JobState
 
 if TYPE_CHECKING:
     from nommerd.media.command import Command
     from nommerd.pipeline.context import Context
-
-
-def not_yet_supported(value: Any) -> Never:
-    """Refuse a setting (or a value of one) whose place is kept: the loader reports it as recipe.not_yet_supported."""
-    raise PydanticCustomError("not_yet_supported", "not yet supported")
-
-
-Later = Annotated[Any, BeforeValidator(not_yet_supported)]  # `renditions: Later = None`: known, and refused when set
 
 
 class StageSettings(BaseModel):

@@ -10,6 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from nommerd.errors import EncoderError, InputError
+from nommerd.later import Later
 from nommerd.media import command, rawform
 from nommerd.media.formats import OUTPUTS
 from nommerd.media.plan import Wanted, check_wanted, output_path, resolve
@@ -20,7 +21,7 @@ from nommerd.media.verify import Expectation
 from nommerd.pipeline.context import SOURCE, Context, MediaFile
 from nommerd.pipeline.encode import run_command, source_name
 from nommerd.pipeline.params import expand
-from nommerd.pipeline.stage import Later, Stage, StageSettings
+from nommerd.pipeline.stage import Stage, StageSettings
 
 RAW_KEYS = frozenset({"pass", "options", "input_options"})
 TYPED_KEYS = frozenset({"video", "audio", "clip", "metadata", "passes", "output"})
