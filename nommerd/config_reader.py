@@ -18,7 +18,7 @@ from nommerd.errors import ConfigError, ManyErrors, NommerdError
 from nommerd.pipeline.loader import load_yaml
 from nommerd.pipeline.tree import walk
 from nommerd.places import default_data_dir
-from nommerd.secrets import Secret
+from nommerd.secrets import Keyring, Secret, check_webhook_secret
 
 FAMILY = "config"
 PREFIX = "NOMMERD_"
@@ -236,7 +236,8 @@ def _slip(location: Where) -> str:
 
 
 def _check(draft: Draft, settings: Settings) -> None:
-    """What no single key can tell."""
+    """What no single key can tell, and secrets that are none."""
+    _check_secrets(draft, settings)
     for key in ("store", "bus"):
         _check_url(draft, key, getattr(settings, key))
     if settings.fleet.enabled:
@@ -249,6 +250,19 @@ def _check(draft: Draft, settings: Settings) -> None:
         draft.fault("config.no_hosts", f"api.host is {settings.api.host}, which others can reach, and api.hosts is empty.",
                     "List the host names under which clients call it, for example api.hosts: [media.example.org].",
                     place=draft.place(("api", "host")))
+
+
+def _check_secrets(draft: Draft, settings: Settings) -> None:
+    try:
+        if settings.secrets.keys:
+            Keyring(settings.secrets.keys)
+    except ConfigError as error:
+        draft.fault(error.code, error.message, error.hint, place=draft.place(("secrets", "keys")))
+    try:
+        if settings.webhooks.secret is not None:
+            check_webhook_secret(settings.webhooks.secret, "webhooks.secret")
+    except ConfigError as error:
+        draft.fault(error.code, error.message, error.hint, place=draft.place(("webhooks", "secret")))
 
 
 def _check_url(draft: Draft, key: str, url: str) -> None:

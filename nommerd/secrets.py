@@ -193,6 +193,17 @@ def new_webhook_secret() -> str:
     return "whsec_" + base64.b64encode(os.urandom(32)).decode()
 
 
+def check_webhook_secret(secret: Secret, place: str) -> None:
+    """Raise ConfigError config.webhook_secret for one that has not that form, with 24 to 64 bytes."""
+    try:
+        size = len(base64.b64decode(secret.reveal().removeprefix("whsec_"), validate=True))
+    except ValueError:
+        size = 0
+    if not secret.reveal().startswith("whsec_") or not 24 <= size <= 64:
+        raise ConfigError("config.webhook_secret", "The webhook secret is none.",
+                          "Write whsec_ and the base64 of 24 to 64 random bytes; null makes one.", place=place)
+
+
 def secret_file(path: Path, *, make: bool, generate: Callable[[], str] = new_token) -> Secret:
     """What is in the file, which is made (readable by its owner alone) when missing, if `make`.
 

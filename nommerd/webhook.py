@@ -5,8 +5,6 @@ Signed as Standard Webhooks says: webhook-id is `JOBID.SEQ` and stays over all t
 
 from __future__ import annotations
 
-import base64
-import binascii
 import random
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,12 +16,12 @@ from typing import TYPE_CHECKING
 from standardwebhooks import Webhook
 
 from nommerd import logs
-from nommerd.errors import ConfigError, NommerdError
+from nommerd.errors import NommerdError
 from nommerd.job import utcnow
 from nommerd.net.egress import Egress
 from nommerd.net.retry_after import retry_after_seconds
 from nommerd.net.watched import watched
-from nommerd.secrets import Secret, new_webhook_secret, secret_file
+from nommerd.secrets import Secret, check_webhook_secret, new_webhook_secret, secret_file
 
 if TYPE_CHECKING:
     from nommerd.net.session import Answer
@@ -34,7 +32,6 @@ GONE = 410
 RETRY_AFTER_MAX_SECONDS = 86400.0
 SCHEDULE_SECONDS = (5.0, 30.0, 120.0, 600.0, 3600.0, 3 * 3600.0, 8 * 3600.0, 16 * 3600.0, 86400.0)  # two days for ten tries
 JITTER = 0.2  # a wait is up to so much longer: receivers that were down are not asked all at once
-SECRET_BYTES = (24, 64)  # what Standard Webhooks asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,13 +111,6 @@ def load_or_make_secret(path: Path, configured: Secret | None, make: bool) -> Se
 
     ConfigError config.webhook_secret for one that cannot sign, config.missing_file without any.
     """
-    place = "webhooks.secret" if configured else str(path)
     secret = configured or secret_file(path, make=make, generate=new_webhook_secret)
-    try:
-        size = len(base64.b64decode(secret.reveal().removeprefix("whsec_"), validate=True))
-    except (binascii.Error, ValueError):
-        size = 0
-    if not secret.reveal().startswith("whsec_") or not SECRET_BYTES[0] <= size <= SECRET_BYTES[1]:
-        raise ConfigError("config.webhook_secret", "The webhook secret is none.",
-                          "Write whsec_ and the base64 of 24 to 64 random bytes; null makes one.", place=place)
+    check_webhook_secret(secret, "webhooks.secret" if configured else str(path))
     return secret

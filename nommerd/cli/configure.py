@@ -64,11 +64,22 @@ def show(config_file: Path | None, as_json: bool) -> None:
     """The settings in effect, from file, environment and defaults. Secrets are masked."""
     from nommerd.config import load
 
-    values = load(config_file, os.environ).model_dump(mode="json")
+    values = _public(load(config_file, os.environ).model_dump(mode="json"))
     if as_json:
         print_json(values)
     else:
         print("\n".join(_yaml(values)))
+
+
+def _public(value: Any) -> Any:
+    """The values without credentials in addresses."""
+    from nommerd.secrets import public_uri
+
+    if isinstance(value, dict):
+        return {key: _public(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_public(item) for item in value]
+    return public_uri(value) if isinstance(value, str) else value
 
 
 def _yaml(values: dict[str, Any], indent: str = "") -> list[str]:

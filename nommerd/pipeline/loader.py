@@ -133,7 +133,7 @@ class _Builder:
         if isinstance(event, yaml.DocumentStartEvent):
             self._document(event, place)
         elif isinstance(event, yaml.AliasEvent):
-            self._fault(f"An alias (*{event.anchor}) is not read here.", _WRITE_OUT.format("*"), place)
+            self._fault("An alias (*) is not read here.", _WRITE_OUT.format("*"), place)
             self._put(Node(None, place, place), None)
         elif isinstance(event, yaml.NodeEvent):
             self._node(event, place)
@@ -153,7 +153,7 @@ class _Builder:
 
     def _node(self, event: Any, place: str) -> None:
         if event.anchor is not None:
-            self._fault(f"An anchor (&{event.anchor}) is not read here.", _WRITE_OUT.format("&"), place)
+            self._fault("An anchor (&) is not read here.", _WRITE_OUT.format("&"), place)
         if event.tag is not None:
             self._fault("A tag (!) is not read here.", "Remove it; quote a text that starts with !.", place)
         if isinstance(event, yaml.ScalarEvent):
@@ -237,7 +237,7 @@ def plain_scalar(text: str) -> Scalar:
         if pattern.fullmatch(text) and not _LEADING_ZERO.fullmatch(text):
             number = read(text) if len(text) < 400 else math.inf
             if not in_range(number):
-                raise ValueError(f"The number {text[:24]}{'…' if len(text) > 24 else ''} is out of range.")
+                raise ValueError("The number is out of range.")
             return number
     return text
 

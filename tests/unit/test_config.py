@@ -1,16 +1,20 @@
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from pydantic import BaseModel
 
+from nommerd.cli.configure import config
 from nommerd.config import Settings, load
 from nommerd.errors import ConfigError, ManyErrors, NommerdError
 from nommerd.pipeline.loader import load_yaml
+from nommerd.secrets import new_key
 
 SHIPPED = Path(__file__).parents[2] / "conf" / "nommerd.yaml"
 HOME = {"HOME": "/home/op"}
@@ -124,19 +128,34 @@ def test_reserved_names_are_no_settings_and_unknown_ones_are_errors() -> None:
 
 
 def test_a_secret_from_the_environment_is_taken_as_it_is_and_never_shown() -> None:
-    settings = load(None, HOME | {"NOMMERD_AWS__SECRET_ACCESS_KEY": "@!{: x", "NOMMERD_SECRETS__KEYS": '["k1", "k2"]'})
+    keys = [new_key(), new_key()]
+    settings = load(None, HOME | {"NOMMERD_AWS__SECRET_ACCESS_KEY": "@!{: x", "NOMMERD_SECRETS__KEYS": json.dumps(keys)})
     assert settings.aws.secret_access_key is not None
     assert settings.aws.secret_access_key.reveal() == "@!{: x"
-    assert [key.reveal() for key in settings.secrets.keys] == ["k1", "k2"]
+    assert [key.reveal() for key in settings.secrets.keys] == keys
     for shown in (repr(settings), settings.model_dump_json(), str(settings.model_dump())):
         assert "@!{" not in shown
-        assert "k1" not in shown
+        assert keys[0] not in shown
 
 
-def test_a_fault_in_a_secret_does_not_show_it(tmp_path: Path) -> None:
-    said = faults(write(tmp_path, "secrets: {keys: {canary: canary}}\nwebhooks: {secret: [canary]}\n"))
-    assert len(said) == 2
-    assert not any("canary" in text for text in said)
+@pytest.mark.parametrize(("text", "count"), [
+    ("secrets: {keys: {canary: canary}}\nwebhooks: {secret: [canary]}\n", 2), ("secrets: {keys: [*canary]}", 1),
+    ("webhooks: {secret: &canary x}", 1), ("webhooks: {secret: 4815162342481516234248151623}", 1),
+    ("secrets: {keys: [canary]}\nwebhooks: {secret: whsec_canary}\n", 2), ("store: postgres://u:canary@h/db", 1),
+])
+def test_a_fault_in_a_secret_does_not_show_it(tmp_path: Path, text: str, count: int) -> None:
+    said = faults(write(tmp_path, text))
+    assert len(said) == count
+    assert all(error.startswith(f"{tmp_path}/nommerd.yaml:") for error in said)
+    assert not any("canary" in error or "48151" in error for error in said)
+
+
+def test_no_credentials_are_in_the_settings_that_are_shown(tmp_path: Path) -> None:
+    path = write(tmp_path, "aws: {endpoint_url: 'https://user:canary@host/', access_key_id: canary-2}\n")
+    shown = CliRunner().invoke(config, ["show", "-c", str(path)])
+    assert shown.exit_code == 0
+    assert "https://host/" in shown.output
+    assert "canary" not in shown.output
 
 
 def test_relative_paths_are_relative_to_the_file_and_a_tilde_is_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
