@@ -6,7 +6,6 @@ Everything is read and checked at once, so that `config check` and a starting fe
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +33,6 @@ from nommerd.pipeline.stages import STAGES
 from nommerd.pipeline.tree import Faults, Node
 
 Kind = Literal["pipelines", "presets"]
-REMEMBERED_MAX, REMEMBERED_BYTES = 256, 8192  # recipes kept, and how long their documents may be
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +73,6 @@ class Catalog:
         self.pipelines: dict[str, Pipeline] = {}
         self.presets: dict[str, Preset] = {}
         self._broken: dict[tuple[Kind, str], list[NommerdError]] = {}
-        self._recipes: dict[tuple[int, str, str], Recipe] = {}
         for name, file in self._files("pipelines").items():
             pipeline = self._guarded("pipelines", name, file, self._read_pipeline)
             if pipeline is not None:
@@ -84,11 +81,6 @@ class Catalog:
         found = {name: preset for name, preset in read.items() if preset is not None}
         for name, preset in found.items():
             self._guarded("presets", name, preset.file, lambda file, faults, preset=preset: self._link(preset, found, faults))
-
-    def check(self) -> list[NommerdError]:
-        """Every fault, each with file:line:column, after reading everything again."""
-        self.reload()
-        return self.errors
 
     def names(self) -> dict[str, list[str]]:
         """What can be named: `{"presets": […], "pipelines": […]}`, sorted."""
@@ -149,24 +141,9 @@ class Catalog:
 
     def _recipe(self, pipeline: Pipeline, params: Mapping[str, Any], trusted: Mapping[str, Value], inputs: Inputs | None,
                 origin: Origin) -> Recipe:
-        recipe = self._made(pipeline, params, trusted, origin)
+        recipe = make_recipe(pipeline, params, self.stages, trusted=trusted, origin=origin)
         recipe.complete_inputs(inputs or {})
         return recipe
-
-    def _made(self, pipeline: Pipeline, params: Mapping[str, Any], trusted: Mapping[str, Value], origin: Origin) -> Recipe:
-        """Remembered for params that come again: making one takes half a millisecond, which a burst of jobs would feel."""
-        try:
-            key = (id(pipeline), origin, json.dumps([params, trusted], sort_keys=True))
-        except (TypeError, ValueError):  # no JSON: it will be refused
-            return make_recipe(pipeline, params, self.stages, trusted=trusted, origin=origin)
-        found = self._recipes.get(key)
-        if found is None:
-            found = make_recipe(pipeline, params, self.stages, trusted=trusted, origin=origin)
-            if len(self._recipes) >= REMEMBERED_MAX:
-                self._recipes.clear()
-            if len(found.document) <= REMEMBERED_BYTES and pipeline is self.pipelines.get(pipeline.name):
-                self._recipes[key] = found
-        return found
 
     def _named(self, kind: Kind, name: str, known: Mapping[str, Any]) -> Any:
         if name in known:

@@ -18,7 +18,7 @@ import gevent
 
 from nommerd import logs, runtime
 from nommerd.catalog import Catalog, load_stages
-from nommerd.cli.options import absolute_uri, json_option, pairs
+from nommerd.cli.options import absolute_uri, input_items, json_option, pairs
 from nommerd.cli.output import ProgressLine, print_json, problem_lines, size
 from nommerd.config import Settings
 from nommerd.config_reader import read
@@ -56,10 +56,7 @@ def encode(source: str, dest: str, *, preset: str | None, pipeline: str | None, 
     stop = _stoppable()
     logs.configure(level="error")
     settings = read(config_file.absolute() if config_file else None, os.environ)
-    given: Inputs = {}
-    for item in inputs:
-        for name, uri in pairs((item,), "--input").items():
-            given.setdefault(name, []).append({"uri": absolute_uri(uri)})
+    given = input_items(inputs)
     catalog = Catalog(settings.paths.pipelines, settings.paths.presets, load_stages(settings.stages))
     recipe = _recipe(catalog, preset, pipeline, pairs(params, "--set"), given)
     task = Task(job_id=JOB_ID, token=1, attempt=1, source=absolute_uri(source), dest=absolute_uri(dest),

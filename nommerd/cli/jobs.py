@@ -10,7 +10,7 @@ import click
 from nommerd.cli.client import Client
 from nommerd.cli.options import client_options, json_option
 from nommerd.cli.output import age, duration, moment, print_json, problem_lines, size, table
-from nommerd.errors import InputError, ManyErrors
+from nommerd.errors import InputError, ManyErrors, NommerdError
 
 
 @click.group()
@@ -83,7 +83,8 @@ def _lines(job: dict[str, Any]) -> list[str]:
 def _act(verb: str, job_ids: tuple[str, ...], url: str | None, token: str | None, as_json: bool) -> None:
     """Every job gets its turn, whatever the feeder says of the others. Raises what it refused, at the end."""
     client = Client.from_options(url, token)
-    answers, refused = [], []
+    answers: list[dict[str, Any]] = []
+    refused: list[NommerdError] = []
     for job_id in job_ids:
         try:
             job = client.call("POST", f"/v1/jobs/{quote(job_id, safe='')}/{verb}", {})

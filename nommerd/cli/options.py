@@ -35,6 +35,15 @@ def pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
     return found
 
 
+def input_items(items: tuple[str, ...]) -> dict[str, list[dict[str, str]]]:
+    """`--input NAME=URI` as a job's inputs; a name may come again."""
+    found: dict[str, list[dict[str, str]]] = {}
+    for item in items:
+        for name, uri in pairs((item,), "--input").items():
+            found.setdefault(name, []).append({"uri": absolute_uri(uri)})
+    return found
+
+
 def scalar(text: str) -> object:
     """A value from the command line as a pipeline's param takes it: true, false and numbers are no texts."""
     if text in ("true", "false"):

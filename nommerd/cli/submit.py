@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from nommerd.cli.client import Client
-from nommerd.cli.options import absolute_uri, client_options, json_option, pairs, scalar
+from nommerd.cli.options import absolute_uri, client_options, input_items, json_option, pairs, scalar
 from nommerd.cli.output import ProgressLine, print_json, problem_lines
 
 
@@ -33,7 +33,7 @@ def submit(source: str, dest: str, *, preset: str | None, pipeline: str | None, 
     if (preset is None) == (pipeline is None):
         raise click.UsageError("Name a preset (-p) or a pipeline (--pipeline), one of the two.")
     body = {"source": absolute_uri(source), "dest": absolute_uri(dest), "preset": preset, "pipeline": pipeline,
-            "inputs": _inputs(inputs), **_options(**more)}
+            "inputs": input_items(inputs), **_options(**more)}
     client = Client.from_options(url, token)
     job = client.submit({key: value for key, value in body.items() if value}, idempotency_key)
     if wait:
@@ -48,14 +48,6 @@ def submit(source: str, dest: str, *, preset: str | None, pipeline: str | None, 
 def _options(params: tuple[str, ...], labels: tuple[str, ...], **plain: Any) -> dict[str, Any]:
     return {"params": {key: scalar(value) for key, value in pairs(params, "--set").items()},
             "labels": pairs(labels, "--label"), **plain}
-
-
-def _inputs(items: tuple[str, ...]) -> dict[str, list[dict[str, str]]]:
-    found: dict[str, list[dict[str, str]]] = {}
-    for item in items:
-        for name, uri in pairs((item,), "--input").items():
-            found.setdefault(name, []).append({"uri": absolute_uri(uri)})
-    return found
 
 
 def _wait(client: Client, job: dict[str, Any], as_json: bool) -> int:

@@ -150,7 +150,8 @@ def _run(settings: Settings, file: Path | None, env: dict[str, str], workers: in
         console.event(_greeting(settings, url, workers, env))
         return supervisor.watch()
     finally:
-        console.event("stopping; running work goes back to the queue.")
+        if supervisor.asked:
+            console.event("stopping; running work goes back to the queue.")
         supervisor.stop()
 
 

@@ -170,12 +170,14 @@ def test_a_huge_file_is_refused_without_being_read_whole(dirs):
     assert "More than" in error.message
 
 
-def test_reload_and_check_see_what_changed(dirs):
+def test_reload_sees_what_changed(dirs):
     catalog = dirs.catalog()
     file = dirs.pipeline("mine", "kind: pipeline\n")
-    assert [str(error.place) for error in catalog.check()] == [f"{file}:1:1"] * 2
+    catalog.reload()
+    assert [str(error.place) for error in catalog.errors] == [f"{file}:1:1"] * 2
     dirs.pipeline("mine")
-    assert catalog.check() == []
+    catalog.reload()
+    assert catalog.errors == []
     assert catalog.resolve(pipeline="mine", params={"crf": 1})
 
 
@@ -196,7 +198,7 @@ def test_what_a_caller_names_wrongly_is_the_callers_fault(call, code, words):
     assert words in str(error)
 
 
-def test_recipes_that_are_remembered_do_not_mix_types_origins_or_what_was_there_before_a_reload(dirs):
+def test_recipes_do_not_mix_types_origins_or_what_was_there_before_a_reload(dirs):
     text = ("kind: pipeline\nname: mine\nparams:\n  q: {type: number, default: 20}\n  f: {type: string, default: fps=25}\n"
             "stages: [fetch, ffmpeg: {options: [[crf, $q], [vf, $f], [f, mp4]] }, upload]\n")
     dirs.pipeline("mine", text)
@@ -215,9 +217,6 @@ def test_recipes_that_are_remembered_do_not_mix_types_origins_or_what_was_there_
     dirs.pipeline("mine", text.replace("[crf, $q]", "[qp, $q]"))
     catalog.reload()
     assert catalog.resolve(pipeline="mine", params={"q": 1}).stages[1].settings["options"][0] == ["qp", 1]
-    for number in range(1000):
-        assert crf(number) == number
-    assert len(catalog._recipes) <= 256
 
 
 def test_a_pipeline_file_by_path_need_not_be_called_as_its_document(dirs):
