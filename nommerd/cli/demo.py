@@ -23,7 +23,7 @@ from nommerd.cli.follow import Follower, follow
 from nommerd.cli.options import json_option
 from nommerd.cli.output import ProgressLine, print_json, problem_lines
 from nommerd.cli.supervisor import Supervisor
-from nommerd.errors import EncoderError, InfrastructureError, NommerdError, Stop
+from nommerd.errors import EncoderError, InfrastructureError, InputError, NommerdError, Stop
 
 if TYPE_CHECKING:
     from nommerd.media.binaries import Binaries
@@ -129,6 +129,8 @@ class Demo:
     def _source(self, binaries: Binaries, media: Path | None) -> tuple[Path, Probe]:
         from nommerd.media.probe import probe
 
+        if media is not None and not media.is_file():
+            raise InputError("source.not_found", f"There is no file {media}.", place="MEDIA")
         source = media.absolute() if media is not None else self._make_clip(binaries)
         found = probe(binaries, source)
         self.show.say("source", f"{source} ({describe(found)}{'' if media else ', made here'})")

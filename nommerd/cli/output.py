@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -37,10 +38,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], shrink: Sequenc
     for number, row in enumerate(lines):
         cells = [cell if cell_len(cell) <= width else set_cell_size(cell, width - 1) + "…"
                  for cell, width in zip(row, widths, strict=True)]
-        padded = [cell + " " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
-        if live:
-            padded = [_styled(cell, header=number == 0) for cell in padded]
-        print(GAP.join(padded).rstrip())
+        gaps = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
+        if live and "NO_COLOR" not in os.environ:
+            cells = [_styled(cell, header=number == 0) for cell in cells]
+        print(GAP.join(cell + gap for cell, gap in zip(cells, gaps, strict=True)).rstrip())
 
 
 def _shrink(widths: list[int], columns: Sequence[int], room: int) -> None:
@@ -51,7 +52,7 @@ def _shrink(widths: list[int], columns: Sequence[int], room: int) -> None:
 
 
 def _styled(cell: str, *, header: bool) -> str:
-    style: dict[str, Any] = {"bold": True} if header else STATE_STYLES.get(cell.strip(), {})
+    style: dict[str, Any] = {"bold": True} if header else STATE_STYLES.get(cell, {})
     return click.style(cell, **style) if style else cell
 
 

@@ -105,11 +105,12 @@ def test_sound_alone_goes_through_the_audio_preset(tmp_path: Path) -> None:
     assert json.loads(ended.stdout)["job"]["preset"] == "audio-aac"
 
 
-@pytest.mark.parametrize("name", ["text.mp4", "missing.mp4"])
-def test_what_is_no_media_is_an_error_that_says_so(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize(("name", "code"), [("text.mp4", "input.not_media"), ("missing.mp4", "source.not_found")])
+def test_what_is_no_media_is_an_error_that_says_so(tmp_path: Path, name: str, code: str) -> None:
     (tmp_path / "text.mp4").write_text("only words\n" * 100)
     ended = demo(tmp_path, name)
     assert ended.returncode == 1
+    assert f"{code}: " in ended.stderr
     assert name in ended.stderr
     assert not (tmp_path / "demo-output").exists()
 

@@ -48,10 +48,20 @@ def shown(monkeypatch: pytest.MonkeyPatch, out: io.StringIO, *name: str) -> list
                          ids=["narrow", "wide"])
 def test_a_table_fits_into_80_columns_and_its_ids_stay_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = shown(monkeypatch, Terminal(), name, "b.mov")
-    assert [cell_len(line) for line in lines] == [80, 80, 80]
+    assert [cell_len(line) for line in lines] == [70, 80, 80]
     assert all(line.startswith("a3bf4943c3e8c841d9b5  ERROR  ") for line in lines[1:])
     assert "…" in lines[1]
     assert lines[2].split() == ["a3bf4943c3e8c841d9b5", "ERROR", "b.mov", "input.not_media"]
+
+
+def test_a_terminal_without_colour_gets_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured, plain = Terminal(), Terminal()
+    shown(monkeypatch, coloured, "a.mov")
+    monkeypatch.setenv("NO_COLOR", "1")
+    shown(monkeypatch, plain, "a.mov")
+    assert "\x1b[31mERROR" in coloured.getvalue()
+    assert "\x1b" not in plain.getvalue()
 
 
 def test_a_table_in_a_pipe_is_never_cut_and_has_no_colour(monkeypatch: pytest.MonkeyPatch) -> None:
