@@ -51,7 +51,7 @@ def feeder(config_file: Path | None, log_style: str, log_level: str, parent: int
 
 
 @click.command()
-@click.option("--local", is_flag=True, help="This machine is no EC2 node.")
+@click.option("--local", is_flag=True, help="This machine is no EC2 node; no effect yet.")
 @click.option("--name", help="What jobs and logs call this worker (default: host and pid).")
 @daemon_options
 def worker(*, local: bool, name: str | None, config_file: Path | None, log_style: str, log_level: str,
