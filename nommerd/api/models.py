@@ -38,9 +38,12 @@ def _clean(value: Any, handler: Any) -> str:
     return text
 
 
+_NO_URI = re.compile("[^\x00-\x7f]|[ \"<>]")  # RFC 3986, 2; where a log line cuts an address, its secrets must not go on
+
+
 def _uri(value: Any) -> Any:
-    if isinstance(value, str) and (not value.isascii() or " " in value) and not value.lower().startswith("file:"):
-        raise PydanticCustomError("bad_uri", "must be percent-encoded: only printable ASCII, no spaces")
+    if isinstance(value, str) and _NO_URI.search(value) and not value.lower().startswith("file:"):
+        raise PydanticCustomError("bad_uri", "must be percent-encoded: only ASCII, no spaces, quotes or angle brackets")
     return value
 
 

@@ -96,6 +96,14 @@ def test_sources_that_are_not_allowed_are_refused_with_their_place(api: Api, uri
     assert answer.codes[0].startswith("source.")
 
 
+@pytest.mark.parametrize("uri", ['https://user:pa"ss@h.example/', "https://h.example/<a>", "https://h.example/a b",
+                                 "https://é.example/"])
+def test_an_address_that_is_not_escaped_is_refused_before_anything_reads_it(api: Api, uri: str) -> None:
+    answer = api.submit(source=uri)
+    assert (answer.status, answer.places, answer.codes) == (422, ["body.source"], ["request.invalid"])
+    assert b"ss@" not in answer.body
+
+
 def test_faults_of_source_and_destination_are_told_together(api: Api) -> None:
     answer = api.submit(source="ftp://a/b", dest="ftp://a/c", notify_url="http://127.0.0.1/x")
     assert answer.status == 422
