@@ -230,6 +230,14 @@ class Settings(Section):
         databases = (self.database_path(url) for url in (self.store, self.bus) if urlsplit(url).scheme == "sqlite")
         return (self.data_dir, self.work_dir, self.token_file, *databases)
 
+    def make_data_dir(self) -> None:
+        """Make the data directory, for its owner alone, where it is missing. Raises ConfigError where that fails."""
+        try:
+            self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError("config.unreadable", f"The data directory {self.data_dir} cannot be made: {error.strerror}.",
+                              "Set paths.data to one that this user may write.", place="paths.data") from None
+
     def database_path(self, url: str) -> Path:
         """The file of a `sqlite:///` URL: relative to the data directory, or absolute with a fourth slash."""
         return self.data_dir / urlsplit(url).path.removeprefix("/")

@@ -232,7 +232,7 @@ def _run(settings: Settings) -> int:
 def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     """The feeder that the settings describe; what must be closed goes on the stack. Makes missing secrets."""
     data = settings.data_dir
-    data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings.make_data_dir()
     if urlsplit(settings.store).scheme == "sqlite":
         stack.callback(sqlite.exclusive(settings.database_path(settings.store)).close)
     catalog = Catalog(settings.paths.pipelines, settings.paths.presets, load_stages(settings.stages))

@@ -47,6 +47,7 @@ def up(config_file: Path | None, workers: int) -> int:
         if url.startswith("memory:"):
             raise ConfigError("config.bad_value", "memory:// cannot be shared by the processes of `up`.",
                               "Use sqlite:///nommerd.db.", place="store")
+    settings.make_data_dir()
     with _alone(settings.data_dir):
         _check_port(settings)
         _make_secrets(settings)
@@ -58,9 +59,8 @@ def up(config_file: Path | None, workers: int) -> int:
 
 @contextmanager
 def _alone(data_dir: Path) -> Iterator[None]:
-    """The only `up` on this data directory, which is made. ConfigError otherwise."""
+    """The only `up` on this data directory. ConfigError otherwise."""
     try:
-        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         descriptor = os.open(data_dir / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ConfigError("config.unreadable", f"The data directory {data_dir} cannot be used: {error.strerror}.",

@@ -291,3 +291,13 @@ def test_a_fault_in_the_operators_pipelines_is_told_with_its_place_and_exits_2(t
         assert feeder.process.wait(20) == 2
         assert "mine.yaml:4:" in rig.tail("feeder")
         assert "Traceback" not in rig.tail("feeder")
+
+
+@pytest.mark.parametrize("command", [("feeder",), ("up",)])
+def test_a_data_directory_that_cannot_be_made_is_a_fault_of_the_configuration(tmp_path: Path, command: tuple[str]) -> None:
+    with Rig(tmp_path) as rig:
+        (tmp_path / "file").write_text("no directory")
+        rig.config.write_text(rig.config.read_text().replace(str(rig.data), str(tmp_path / "file" / "data")))
+        assert rig.start(*command).process.wait(30) == 2
+        assert "paths.data: config.unreadable" in rig.tail(command[0])
+        assert "Traceback" not in rig.tail(command[0])
