@@ -102,6 +102,14 @@ def _make_clip(path: Path, *, seconds: float, size: str, rate: float | str, vide
     run_ffmpeg(*argv, *maps, *extra, f"file:{path}")
 
 
+def late(container: str) -> Path:
+    """Three seconds of picture, and three of sound that begin two seconds later."""
+    plain = clip(seconds=3, size="160x90")
+    return made(f"late.{container}", plain.name, lambda path: run_ffmpeg(
+        "-i", f"file:{plain}", "-itsoffset", "2", "-i", f"file:{plain}", "-map", "0:v", "-map", "1:a", "-c", "copy",
+        f"file:{path}"))
+
+
 def made(name: str, key: object, make: Callable[[Path], None]) -> Path:
     """The file that `make(path)` writes, once per `name` and `key` and session; its name ends like `name`."""
     digest = hashlib.sha256(json.dumps([name, key], sort_keys=True, default=str).encode()).hexdigest()[:12]

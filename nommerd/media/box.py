@@ -11,6 +11,8 @@ STANDARD_RATES = tuple(Fraction(n, d) for n, d in (
     (30, 1), (48_000, 1_001), (48, 1), (50, 1), (60_000, 1_001), (60, 1), (90, 1), (100, 1), (120_000, 1_001), (120, 1),
 ))
 SNAP = Fraction(4, 10_000)  # 24 and 23.976 are 10 in 10,000 apart
+NOMINAL = Fraction(1, 100)  # an average so near to what its time stamps say is only blurred by a gap or an odd first frame
+LOWEST_RATE = Fraction(1)  # a still would have none to speak of, and no place to seek to
 FALLBACK_RATE = Fraction(25)
 
 
@@ -95,13 +97,15 @@ def _floor_even(side: Fraction) -> int:
     return max(2, int(side / 2) * 2)
 
 
-def constant_rate(average: Fraction | None, lowest: Fraction | None, most: Fraction) -> Fraction:
-    """The constant frame rate for a source: its average, made a standard one where it is nearly that, divided by a whole
-    number where it is over `most`."""
-    rate = average or lowest or FALLBACK_RATE
+def constant_rate(average: Fraction | None, stamped: Fraction | None, most: Fraction) -> Fraction:
+    """The constant frame rate for a source: its average, made a standard one where it is nearly that, or nearly the rate that
+    its time stamps are made for; divided by a whole number where it is over `most`; at least one a second."""
+    rate = average or stamped or FALLBACK_RATE
     nearest = min(STANDARD_RATES, key=lambda one: abs(one - rate))
     if abs(nearest - rate) <= rate * SNAP:
         rate = nearest
+    elif stamped in STANDARD_RATES and abs(stamped - rate) <= stamped * NOMINAL:
+        rate = stamped
     if rate > most:
         rate = rate / ceil(rate / most)
-    return rate if rate.denominator <= 1_001 else rate.limit_denominator(1_001)
+    return max(LOWEST_RATE, rate if rate.denominator <= 1_001 else rate.limit_denominator(1_001))

@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nommerd.media.formats import INPUT_FORMATS, INPUT_PROTOCOLS, OUTPUTS
-from nommerd.media.plan import Option, Plan, VideoPlan
+from nommerd.media.picture import Option, VideoPlan
+from nommerd.media.plan import Plan
 
 MAX_ERROR_RATE = "0.1"  # more failing packets than that, and ffmpeg ends with an error of its own
 QUEUE_PACKETS = "4096"  # what a late track may let wait; ffmpeg's default fails on long gaps
 NOWHERE = ("-f", "null", "file:/dev/null")
 SILENT = ("-an", "-sn", "-dn")
 OUTPUT_PROTOCOLS = ("-protocol_whitelist", "file")
+STEADY_MUXERS = frozenset({"avi", "mpeg", "vob", "svcd", "dvd", "dv", "mxf", "gxf"})  # they hold one frame rate, and no other
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -140,7 +142,8 @@ def _audio(plan: Plan) -> tuple[str, ...]:
         if track.encoder == "copy":
             continue
         # A gap in the sound is filled: left alone, what follows it would come too early.
-        argv += [f"-filter:a:{number}", "aresample=async=1", f"-ar:a:{number}", str(track.sample_rate),
+        filters = ",".join(filter(None, (track.pan, "aresample=async=1")))
+        argv += [f"-filter:a:{number}", filters, f"-ar:a:{number}", str(track.sample_rate),
                  f"-ac:a:{number}", str(track.channels)]
         if track.bitrate is not None:
             argv += [f"-b:a:{number}", str(track.bitrate)]
@@ -166,6 +169,7 @@ def _metadata(plan: Plan) -> tuple[str, ...]:
     if plan.keep_language and not plan.keep_all_tags:
         argv += _language("v", (plan.video.language,) if plan.video is not None else ())
         argv += _language("a", tuple(track.language for track in plan.audio))
+        argv += _language("s", plan.caption_languages)
     if plan.timecode is not None and plan.container in ("mov", "mp4"):
         argv += ["-timecode", plan.timecode]
     return tuple(argv)
@@ -187,12 +191,27 @@ def raw(passes: Sequence[RawPass], job: Job, muxer: str, *, total_seconds: float
     for number, one in enumerate(passes, start=1):
         last = number == len(passes)
         passing = _pass(number, job) if len(passes) > 1 and not one.says("pass", "passlogfile") else ()
-        quiet = () if last or one.muxer is not None else SILENT
+        timing = _timing(one, passes[-1].muxer or muxer) if len(passes) > 1 else ()
+        quiet = () if last or one.muxer is not None else _silent(one)
         argv = (*_head(job), *_input(job, _flat(one.input_options)), *_default_maps(one), *_flat(one.options), *passing,
-                *quiet, *_raw_end(one, job, muxer, last=last))
+                *timing, *quiet, *_raw_end(one, job, muxer, last=last))
         commands.append(Command(stage=job.stage, label=f"pass {number}" if len(passes) > 1 else "encode", argv=argv,
                                 output=job.output if last else None, total_seconds=total_seconds, total_frames=total_frames))
     return tuple(commands)
+
+
+def _timing(one: RawPass, muxer: str) -> tuple[str, ...]:
+    """One way to time frames for all passes. By itself ffmpeg chooses it by the muxer, and the first pass has none: x264 fails
+    when the second one finds more frames, or crashes."""
+    if one.says("fps_mode", "vsync"):
+        return ()
+    return ("-fps_mode", "cfr" if one.says("r") or muxer in STEADY_MUXERS else "vfr")
+
+
+def _silent(one: RawPass) -> tuple[str, ...]:
+    """A pass that only measures reads the sound as well, as `_unheard` says, where nothing stands in the way."""
+    filtered = any(name.startswith("filter:a") for name, _ in one.options)
+    return SILENT if filtered or one.says("an", "af", "map", "filter_complex") else ("-c:a", "copy", "-sn", "-dn")
 
 
 def _raw_end(one: RawPass, job: Job, muxer: str, *, last: bool) -> tuple[str, ...]:

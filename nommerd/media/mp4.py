@@ -8,6 +8,8 @@ from typing import BinaryIO
 
 BOXES_MAX = 100_000  # a fragmented recording has two for each fragment
 _FIRST = frozenset({b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp", b"moof", b"uuid"})
+_TO_SAMPLE_FORMATS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd")
+_HEADS = {b"stsd": 8}  # bytes before the boxes inside
 
 
 def is_fast_start(path: Path) -> bool | None:
@@ -28,11 +30,30 @@ def is_fast_start(path: Path) -> bool | None:
 
 def top_boxes(file: BinaryIO) -> Iterator[bytes]:
     """The types of the boxes at the top level, in order; ends at the first that is broken."""
-    file.seek(0, 2)
-    end, at = file.tell(), 0
+    return (kind for kind, _, _ in _boxes(file, 0, file.seek(0, 2)))
+
+
+def sample_formats(path: Path) -> frozenset[bytes]:
+    """The formats of the tracks' samples as the index names them (`avc1`, `mp4a`; `encv`, `enca` where they are encrypted:
+    ISO/IEC 14496-12, section 8.12). ffprobe tells what is below the encryption."""
+    with path.open("rb") as file:
+        return frozenset(_sample_formats(file, 0, file.seek(0, 2), _TO_SAMPLE_FORMATS))
+
+
+def _sample_formats(file: BinaryIO, begin: int, end: int, way: tuple[bytes, ...]) -> Iterator[bytes]:
+    for kind, inside, after in _boxes(file, begin, end):
+        if not way:
+            yield kind
+        elif kind == way[0]:
+            yield from _sample_formats(file, inside + _HEADS.get(kind, 0), after, way[1:])
+
+
+def _boxes(file: BinaryIO, begin: int, end: int) -> Iterator[tuple[bytes, int, int]]:
+    """Type, begin and end of what is inside, for each box from `begin` on."""
+    at = begin
     for _ in range(BOXES_MAX):
         file.seek(at)
-        head = file.read(16)
+        head = file.read(min(16, max(0, end - at)))
         if len(head) < 8:
             return
         size, kind, shortest = int.from_bytes(head[:4]), head[4:8], 8
@@ -42,5 +63,5 @@ def top_boxes(file: BinaryIO) -> Iterator[bytes]:
             size = end - at
         if size < shortest:
             return
-        yield kind
+        yield kind, at + shortest, min(at + size, end)
         at += size

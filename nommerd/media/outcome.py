@@ -27,6 +27,8 @@ _HARMLESS = re.compile(r"non.?monoton|Application provided|Could not find tag|de
 _DAMAGE = re.compile(r"corrupt|continuity check|error while decoding|decoding error|invalid (?:data|NAL|packet)|"
                      r"partial file|ended prematurely|truncat|missing picture|concealing|PES packet size|"
                      r"error submitting|header missing|invalid as first byte|exceeds containing", re.IGNORECASE)
+_CUT = re.compile(r"packet corrupt|corrupt input packet", re.IGNORECASE)
+_WAVE = re.compile(r"\[(?:in#\d+/)?wav @")
 # What ffmpeg says after it has said what is wrong.
 _GENERAL = re.compile(r"Conversion failed|Error (?:opening output|initializing|reinitializing|while processing)|"
                       r"Error (?:splitting|parsing|sending|configuring|while opening encoder)|Task finished|"
@@ -61,6 +63,14 @@ def damage_count(stderr: str) -> int:
     return sum(line.damage for line in lines(stderr))
 
 
+def only_cut_wave(stderr: str) -> bool:
+    """Whether all it says is that a WAV file ends before the length that it claims: that is none where it came from a pipe,
+    and it is checked on its own."""
+    said = lines(stderr)
+    cut = any(_WAVE.match(line.who) and _CUT.search(line.text) for line in said)
+    return cut and all(_CUT.search(line.text) for line in said if line.damage)
+
+
 def last_words(stderr: str, workspace: Path) -> str:
     """The line that says why ffmpeg gave up, without paths and addresses; empty where it said nothing."""
     said = [line.text for line in lines(stderr) if line.level in ("error", "fatal")]
@@ -79,7 +89,7 @@ def stopped_from_outside(ended: Exit, workspace: Path) -> NommerdError | None:
                                    "Give it more space, fewer slots, or another worker.workspace.")
     if ended.signal is not None:
         return EncoderError("encoder.killed", f"ffmpeg was ended by {signal_name(ended.signal)}.",
-                            "SIGKILL often means that memory ran out.", retryable=True)
+                            "That often means that memory ran out." if ended.signal == Signals.SIGKILL else "", retryable=True)
     return None
 
 

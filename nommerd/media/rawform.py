@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import PurePosixPath
 from urllib.parse import urlsplit
 
+from nommerd.errors import InputError
 from nommerd.media.command import RawPass
 from nommerd.media.formats import OUTPUTS
 from nommerd.media.probe import Probe, StreamInfo
 from nommerd.media.verify import Expectation
 
 DEFAULT_MUXER = "mp4"
+FOR_SOUND = "Use a pipeline for sound, such as audio-aac."
 _MUXER_OF = {extension: muxer for muxer, extension in OUTPUTS.values()}
 _EXTENSION_OF = {muxer: extension for muxer, extension in OUTPUTS.values()}
 # Options that make an output longer or shorter than its source, or of tracks we do not know.
@@ -36,14 +38,28 @@ def expectation(passes: Sequence[RawPass], source: Probe, source_name: str) -> E
     """What the output must be at least: complete, as far as its flags do not say otherwise."""
     last = passes[-1]
     tracks = _tracks(last, source)
-    known = [seconds for seconds in (source.track_seconds(track) for track in tracks) if seconds is not None]
+    seconds = source.span_seconds(tracks)
     copied = any(value == "copy" for _, value in last.options)
     frame_seconds = max((float(1 / t.average_frame_rate) for t in tracks if t.average_frame_rate), default=0.0)
-    if reshapes(last) or len(known) < len(tracks) or not known:
+    if reshapes(last) or seconds is None:
         return Expectation(source_name=source_name, copied=copied)
-    return Expectation(source_name=source_name, copied=copied, duration_seconds=max(known), source=source.path,
+    return Expectation(source_name=source_name, copied=copied, duration_seconds=seconds, source=source.path,
+                       source_seconds=source.duration_seconds,
                        tracks=tuple(track.index for track in tracks),
                        duration_certain=not source.duration_estimated, frame_seconds=frame_seconds)
+
+
+def check_tracks(passes: Sequence[RawPass], source: Probe, source_name: str) -> None:
+    """InputError input.no_video or input.no_audio for a source without the tracks that the flags take by default."""
+    for number, one in enumerate(passes, start=1):
+        if one.says("map", "filter_complex", "lavfi"):
+            continue
+        measures = number < len(passes) and one.muxer is None
+        if measures and not one.says("vn") and not source.video:
+            raise InputError("input.no_video", f"{source_name} has no picture track, and two passes need one.", FOR_SOUND)
+        if not _tracks(one, source):
+            raise InputError("input.no_audio" if one.says("vn") else "input.no_video",
+                             f"{source_name} has no track that this pipeline uses.")
 
 
 def reshapes(one: RawPass) -> bool:

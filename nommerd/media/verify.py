@@ -17,7 +17,7 @@ from nommerd.media import outcome
 from nommerd.media.binaries import Binaries
 from nommerd.media.formats import INPUT_FORMATS, INPUT_PROTOCOLS
 from nommerd.media.mp4 import is_fast_start
-from nommerd.media.probe import AGAIN, Probe, StreamInfo, probe, read_seconds
+from nommerd.media.probe import AGAIN, Probe, StreamInfo, probe, reach
 from nommerd.media.process import run
 from nommerd.media.progress import ProgressReader
 
@@ -60,6 +60,7 @@ class Expectation:
     copied: bool = False  # streams were copied: damage in them is the source's
     source: Path | None = None  # what it was made from, whole, and which of its streams: asked again before it is blamed
     tracks: tuple[int, ...] = ()
+    source_seconds: float | None = None  # how long the whole of it says it is
 
 
 def verify_file(binaries: Binaries, path: Path, expectation: Expectation, frames: int | None, stop: Stop, *,
@@ -105,9 +106,9 @@ def _read(binaries: Binaries, path: Path, expectation: Expectation, frames: int 
 
 
 def output_seconds(found: Probe) -> float | None:
-    """The length of the longest picture or sound track."""
-    tracks = [found.track_seconds(stream) for stream in (*found.video, *found.audio)]
-    return max((seconds for seconds in (*tracks, found.duration_seconds) if seconds is not None), default=None)
+    """How long its pictures and sound take."""
+    span = found.span_seconds((*found.video, *found.audio))
+    return found.duration_seconds if span is None else span
 
 
 def _check_duration(found: Probe, expectation: Expectation, binaries: Binaries, stop: Stop) -> Iterator[Warned]:
@@ -120,22 +121,31 @@ def _check_duration(found: Probe, expectation: Expectation, binaries: Binaries, 
         return
     tolerance = max(TOLERANCE_SECONDS, TOLERANCE_FRAMES * expectation.frame_seconds)
     certain = expectation.duration_certain and not found.duration_estimated
-    if made < declared - tolerance:
-        if certain and not _reads_to(declared - tolerance, expectation, binaries, stop):
-            raise _truncated(expectation, declared, made)
-        says = "declares" if certain else "was estimated at"
-        yield ("input.shorter", f"{expectation.source_name} {says} {declared:.2f} s, {made:.2f} s could be decoded.",
-               "It can be read to its end." if certain else "Its real length cannot be known.")
-    elif made > declared + tolerance and certain:
+    if made > declared + tolerance and certain:
         yield ("input.longer", f"{expectation.source_name} declares {declared:.2f} s, but {made:.2f} s were decoded.", "")
+    if made >= declared - tolerance:
+        return
+    if certain:
+        reached = _reached(expectation, declared, tolerance, binaries, stop)
+        if reached is None:
+            raise _truncated(expectation, declared, made)
+        if made >= reached - tolerance:
+            return  # the tracks in use end before others do, and nobody said when
+    says = "declares" if certain else "was estimated at"
+    yield ("input.shorter", f"{expectation.source_name} {says} {declared:.2f} s, {made:.2f} s could be decoded.",
+           "It can be read to its end." if certain else "Its real length cannot be known.")
 
 
-def _reads_to(seconds: float, expectation: Expectation, binaries: Binaries, stop: Stop) -> bool:
-    """Whether the source has packets up to there: then it is complete, and only its last picture stands still for long."""
+def _reached(expectation: Expectation, declared: float, tolerance: float, binaries: Binaries, stop: Stop) -> float | None:
+    """How far the packets of the tracks in use go, if the source can be read to its end: it is complete then, and only its
+    last picture stands still for long, or others of its tracks go on. None where it ends early."""
     if expectation.source is None:
-        return False
-    reached = read_seconds(binaries, expectation.source, expectation.tracks, stop)
-    return reached is not None and reached >= seconds
+        return None
+    found = reach(binaries, expectation.source, expectation.tracks, stop)
+    if found is None:
+        return None
+    whole = expectation.source_seconds is not None and found.file >= expectation.source_seconds - tolerance
+    return found.tracks if whole or found.tracks >= declared - tolerance else None
 
 
 def _truncated(expectation: Expectation, declared: float, made: float) -> InputError:

@@ -43,6 +43,8 @@ def _judge(context: Context, ended: Exit, input_path: Path, fails_on_damage: boo
     if outside is not None:
         raise outside
     faults, name = outcome.damage_count(ended.stderr), source_name(context)
+    if ended.ok and outcome.only_cut_wave(ended.stderr):
+        faults = 0
     if ended.code == outcome.TOO_MANY_ERRORS or (faults and fails_on_damage):
         raise outcome.damaged(name, faults)
     if not ended.ok:
@@ -62,7 +64,7 @@ def _failure(context: Context, ended: Exit, input_path: Path) -> NommerdError:
     if look.code not in (0, None):
         return InputError("input.unreadable", f"{source_name(context)} cannot be decoded{said}.", "Send the file again.")
     return EncoderError("encoder.failed", f"ffmpeg ended with code {ended.code}{said}.",
-                        "Its options may not fit this source; the job's log has the command.")
+                        "Its options may not fit this source.")
 
 
 class _Watch:

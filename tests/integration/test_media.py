@@ -119,6 +119,112 @@ def test_less_sound_than_picture_is_no_alarm(tmp_path: Path, build: str) -> None
 
 
 @BUILDS
+@pytest.mark.parametrize("settings", [WEB, REMUX, {"audio": SOUND}, {"options": [["c:v", "libx264"]]}],
+                         ids=["web", "remux", "sound", "raw"])
+def test_a_track_that_begins_late_is_no_alarm(tmp_path: Path, build: str, settings: dict[str, Any]) -> None:
+    for container in ("mkv", "mp4"):
+        (tmp_path / container).mkdir()
+        assert encode(tmp_path / container, media.late(container), build, **settings)[0].warnings == []
+
+
+@BUILDS
+def test_sound_that_ends_before_the_picture_where_the_file_only_tells_its_own_length_is_no_alarm(tmp_path: Path,
+                                                                                                build: str) -> None:
+    source = media.clip(seconds=4, size="160x90", container="flv", video_codec="flv", audio_codec="libmp3lame",
+                        sample_rate=44_100, audio_seconds=1.5)
+    made, found = encode(tmp_path, source, build, audio=SOUND)
+    assert made.warnings == [] and found.duration_seconds == pytest.approx(1.5, abs=0.1)
+    cut = media.cut(source, 0.6)
+    (tmp_path / "cut").mkdir()
+    assert refused(tmp_path / "cut", cut, build, audio=SOUND).code == "input.truncated"
+
+
+@BUILDS
+def test_a_wav_file_from_a_pipe_is_whole_and_half_of_one_with_a_length_is_not(tmp_path: Path, build: str) -> None:
+    piped = media.made("piped.wav", 1, lambda path: media.run_ffmpeg(
+        "-i", f"file:{media.clip(seconds=2, container='wav')}", "-c", "copy", "-f", "wav", "-seekable", "0", f"file:{path}"))
+    assert encode(tmp_path, piped, build, audio=SOUND)[0].warnings == []
+    (tmp_path / "half").mkdir()
+    half = media.cut(media.clip(seconds=4, container="wav"))
+    assert refused(tmp_path / "half", half, build, audio=SOUND).code == "input.truncated"
+
+
+@BUILDS
+def test_pictures_in_full_range_or_in_red_green_and_blue_become_what_players_take_for_granted(tmp_path: Path,
+                                                                                             build: str) -> None:
+    full = media.clip(seconds=1, size="160x90", pixel_format="yuvj420p", extra=("-color_range", "pc"))
+    _, found = encode(tmp_path, full, build, **WEB)
+    assert found.video[0].pixel_format == "yuv420p" and not found.video[0].full_range
+    for codec in ("png", "qtrle"):
+        (tmp_path / codec).mkdir()
+        source = media.clip(seconds=1, size="160x90", container="mov", video_codec=codec, pixel_format="rgb24")
+        video = encode(tmp_path / codec, source, build, **WEB)[1].video[0]
+        assert (video.color_space, video.color_transfer, video.color_primaries) == ("bt709", "bt709", "bt709")
+
+
+@BUILDS
+@pytest.mark.parametrize("said", [":colorprim=bt2020:colormatrix=bt2020nc", ""], ids=["said", "unsaid"])
+def test_hdr_is_mapped_and_nothing_of_it_is_left_behind(tmp_path: Path, build: str, said: str) -> None:
+    source = media.clip(seconds=1, size="160x90", video_codec="libx265", pixel_format="yuv420p10le", extra=(
+        "-x265-params", f"log-level=error:transfer=smpte2084{said}:hdr10=1:max-cll=1000,400:"
+        "master-display=G(13250,34500)B(7500,3000)R(34000,16000)WP(15635,16450)L(10000000,1)"))
+    made, found = encode(tmp_path, source, build, **WEB)
+    video = found.video[0]
+    assert (video.color_space, video.color_transfer, video.color_primaries) == ("bt709", "bt709", "bt709")
+    frames = subprocess.run([str(media.ffprobe()), "-v", "error", "-select_streams", "v", "-show_frames", "-show_streams",
+                             f"file:{found.path}"], capture_output=True, check=True, timeout=60).stdout
+    assert b"Mastering" not in frames and b"Content light" not in frames and made.warnings == []
+
+
+@BUILDS
+def test_half_pictures_are_made_whole(tmp_path: Path, build: str) -> None:
+    moving = "geq=lum='if(lt(mod(X-N*8,160),20),235,16)':cb=128:cr=128,interlace=lowpass=0"
+    source = media.clip(seconds=1, size="160x120", rate=50, audio=False, extra=(
+        "-vf", moving, "-flags", "+ildct+ilme", "-x264opts", "tff=1"))
+    _, found = encode(tmp_path, source, build, **WEB)
+    assert found.video[0].average_frame_rate == 25
+    assert _combs(source) > 3
+    assert _combs(found.path) < 1
+
+
+def _combs(path: Path) -> float:
+    """How much a line differs from the next one, in a picture whose shapes are upright."""
+    chain = ("split[a][b];[a]crop=iw:ih-2:0:0[a];[b]crop=iw:ih-2:0:1[b];[a][b]blend=all_mode=difference,signalstats,"
+             "metadata=print:key=lavfi.signalstats.YAVG:file=-")
+    done = subprocess.run([str(media.ffmpeg()), "-v", "error", "-ss", "0.4", "-i", f"file:{path}", "-frames:v", "1",
+                           "-vf", f"format=gray,{chain}", "-f", "null", "-"], capture_output=True, check=True, timeout=60)
+    return float(done.stdout.rpartition(b"=")[2])
+
+
+@BUILDS
+def test_two_passes_by_flags_find_the_same_frames_in_a_file_that_begins_with_sound(tmp_path: Path, build: str) -> None:
+    flags = [["c:v", "libx264"], ["preset", "ultrafast"], ["b:v", "300k"]]
+    plain = media.clip(seconds=2, size="160x90")
+    for number, (container, more) in enumerate((("mkv", []), ("ts", [["r", "25"]]))):
+        source = media.made(f"early.{container}", 1, lambda path: media.run_ffmpeg(
+            "-i", f"file:{plain}", "-itsoffset", "0.3", "-i", f"file:{plain}", "-map", "1:v", "-map", "0:a", "-c", "copy",
+            f"file:{path}"))
+        both = merge_passes([stages.ffmpeg("a", pass_=1, options=[*flags, *more]),
+                             stages.ffmpeg("b", pass_=2, options=[*flags, *more, ["c:a", "aac"], ["f", "mp4"]])])[0]
+        assert isinstance(both, Ffmpeg)
+        (tmp_path / str(number)).mkdir()
+        made = stages.context(tmp_path / str(number), source, build=build)
+        both.run(made)
+        verify_outputs(made)
+        assert made.warnings == []
+
+
+@BUILDS
+def test_a_still_that_stands_for_an_hour_has_a_frame_rate_and_an_end(tmp_path: Path, build: str) -> None:
+    still = media.made("still.mp4", 1, lambda path: media.run_ffmpeg(
+        "-i", f"file:{media.clip(seconds=1, rate=1, size='160x90', audio=False, extra=('-bf', '0'))}", "-c", "copy", "-bsf:v",
+        "setts=duration=3600/TB", f"file:{path}"))
+    made, found = encode(tmp_path, still, build, **WEB)
+    assert (found.video[0].average_frame_rate, made.warnings) == (1, [])
+    assert found.duration_seconds == pytest.approx(3600, abs=2)
+
+
+@BUILDS
 def test_a_portrait_film_stays_one_also_when_it_is_only_marked_so(tmp_path: Path, build: str) -> None:
     upright = media.made("turned.mp4", 90, lambda path: media.run_ffmpeg(
         "-i", f"file:{media.clip(**SMALL, audio=False)}", "-c", "copy", "-metadata:s:v", "rotate=90", f"file:{path}"))
@@ -197,6 +303,16 @@ def test_half_a_film_that_can_be_opened_is_truncated(tmp_path: Path, build: str,
     assert caught.value.message.startswith("a.mov declares 8.")
 
 
+def test_a_file_without_picture_is_named_so_where_two_passes_need_one(tmp_path: Path) -> None:
+    flags = [["c:v", "libx264"], ["b:v", "300k"]]
+    both = merge_passes([stages.ffmpeg("a", pass_=1, options=flags), stages.ffmpeg("b", pass_=2, options=flags)])[0]
+    made = stages.context(tmp_path, media.clip(seconds=1, container="mp3"), name="Song.mp3")
+    with pytest.raises(InputError) as caught:
+        both.run(made)
+    assert caught.value.code == "input.no_video" and caught.value.message.startswith("Song.mp3 ")
+    assert refused(tmp_path, media.clip(seconds=1, audio=False), "path", options=[["vn", None]]).code == "input.no_audio"
+
+
 @BUILDS
 def test_a_stream_with_packets_lost_is_done_with_a_warning_or_fails_where_that_was_asked(tmp_path: Path, build: str) -> None:
     source = media.lossy(media.clip(seconds=8, container="ts"))
@@ -263,10 +379,15 @@ def test_a_script_that_poses_as_a_film_opens_nothing(tmp_path: Path, build: str,
     assert opened == [] and host[1] == []
 
 
-def test_the_canaries_would_sing(tmp_path: Path) -> None:
+def test_the_canaries_would_sing(tmp_path: Path, host: tuple[int, list[str]]) -> None:
     canary = media.copy(media.clip(seconds=1, size="160x90", container="ts"), tmp_path / "canary.ts")
     (tmp_path / "in.mp4").write_text(f"ffconcat version 1.0\nfile {canary}\n")
     with watched(canary) as opened:
         subprocess.run([str(media.ffprobe()), "-v", "quiet", "-f", "concat", "-safe", "0", f"file:{tmp_path}/in.mp4"],
                        check=True, timeout=30)
     assert opened
+    (tmp_path / "in.mp4").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nhttp://127.0.0.1:{host[0]}/x.ts\n"
+                                     "#EXT-X-ENDLIST\n")
+    subprocess.run([str(media.ffprobe()), "-v", "quiet", "-f", "hls", "-protocol_whitelist", "file,http,tcp",
+                    f"file:{tmp_path}/in.mp4"], check=False, timeout=30)
+    assert host[1]

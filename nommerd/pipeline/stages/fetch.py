@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -21,10 +22,15 @@ NAME_CHARACTERS_MAX = 100
 def plain_name(uri: str) -> str:
     """The file name in a URI as a harmless one: no path, control or pattern characters, no leading dot or dash."""
     path = urlsplit(public_uri(uri)).path
-    name = re.sub(r"[^\w .()+-]", "_", unquote(path).rpartition("/")[2]).lstrip(".- ")
+    name = "".join(one if _harmless(one) else "_" for one in unquote(path).rpartition("/")[2]).lstrip(".- ")
     stem, dot, extension = name.rpartition(".")
     kept = f"{stem[:NAME_CHARACTERS_MAX]}{dot}{extension[:8]}" if dot and stem else name[:NAME_CHARACTERS_MAX]
     return kept or SOURCE
+
+
+def _harmless(character: str) -> bool:
+    """Letters and digits of any script with their marks, emoji, and plain punctuation."""
+    return unicodedata.category(character)[0] in "LMN" or unicodedata.category(character) == "So" or character in " ._()+-,'&"
 
 
 def safe_extension(uri: str) -> str:

@@ -163,6 +163,7 @@ class Ffmpeg(Stage):
 
     def _raw_work(self, context: Context, source: Probe) -> Work:
         passes = [command.RawPass(options=one.options or (), input_options=one.input_options or ()) for one in self.passes]
+        rawform.check_tracks(passes, source, source_name(context))
         muxer, extension = rawform.muxer_for(passes[-1], context.task.dest)
         job = self._job(context, source, extension)
         expect = rawform.expectation(passes, source, source_name(context))

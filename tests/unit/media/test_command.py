@@ -8,7 +8,8 @@ from pathlib import Path
 
 from nommerd.media.command import Job, RawPass, fast_start, raw, typed
 from nommerd.media.formats import INPUT_FORMATS
-from nommerd.media.plan import AudioPlan, Plan, VideoPlan
+from nommerd.media.picture import VideoPlan
+from nommerd.media.plan import AudioPlan, Plan
 from nommerd.media.rawform import expectation, muxer_for
 from nommerd.media.verify import Expectation, StreamExpectation
 from tests.unit.media.test_plan import FILM
@@ -34,6 +35,7 @@ REST_ARGV = ["-map", "0:a:1", "-c:a:0", "aac", "-filter:a:0", "aresample=async=1
 END = ["-movflags", "+faststart", "-max_muxing_queue_size", "4096", "-protocol_whitelist", "file", "-f", "mp4",
        "file:/w/out-web.mp4"]
 SILENT = ["-an", "-sn", "-dn"]
+TIMED = ["-fps_mode", "vfr"]
 UNHEARD = ["-map", "0:a:1", "-c:a", "copy", "-sn", "-dn"]  # the same streams in every pass
 NOWHERE = ["-f", "null", "file:/dev/null"]
 
@@ -86,10 +88,25 @@ def test_raw_passes_keep_their_options_in_order() -> None:
     maps = ["-map", "0:V:0?", "-map", "0:a:0?"]
     flags = ["-c:v", "libx264", "-b:v", "2500k", "-vf", "scale=-2:720"]
     log = ["-passlogfile", "/w/out-web.pass"]
-    assert list(first.argv) == [*HEAD, *INPUT, *SOURCE, *maps, *flags, "-pass", "1", *log, *SILENT, *NOWHERE]
+    assert list(first.argv) == [*HEAD, *INPUT, *SOURCE, *maps, *flags, "-pass", "1", *log, *TIMED, *UNHEARD[2:], *NOWHERE]
     assert list(second.argv) == [*HEAD, *INPUT, *SOURCE, *maps, *flags, "-c:a", "aac", "-shortest", "-f", "mp4", "-pass", "2",
-                                 *log, "-protocol_whitelist", "file", "file:/w/out-web.mp4"]
+                                 *log, *TIMED, "-protocol_whitelist", "file", "file:/w/out-web.mp4"]
     assert [c.label for c in (first, second)] == ["pass 1", "pass 2"]
+
+
+def test_raw_passes_all_time_their_frames_alike_and_a_measuring_one_reads_the_sound_too() -> None:
+    def first(*more: tuple[str, str | None], muxer: str = "mp4") -> tuple[str, ...]:
+        return raw([RawPass(options=more), RawPass(options=more)], JOB, muxer)[0].argv
+
+    assert _after(first(), "-fps_mode") == "vfr" and _after(first(muxer="avi"), "-fps_mode") == "cfr"
+    assert _after(first(("r", "25")), "-fps_mode") == "cfr" and "vfr" not in first(("vsync", "0"))
+    assert _after(first(), "-c:a") == "copy"
+    for stands_in_the_way in (("af", "volume=2"), ("filter:a:0", "volume=2"), ("map", "0:v"), ("an", None)):
+        assert first(stands_in_the_way)[-len(SILENT + NOWHERE):] == (*SILENT, *NOWHERE)
+
+
+def _after(argv: tuple[str, ...], name: str) -> str:
+    return argv[argv.index(name) + 1]
 
 
 def test_a_raw_pass_with_maps_and_input_options_of_its_own() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nommerd.media.mp4 import is_fast_start, top_boxes
+from nommerd.media.mp4 import is_fast_start, sample_formats, top_boxes
 from tests import media
 
 
@@ -40,3 +40,19 @@ def test_ffmpegs_own_files_are_told_apart() -> None:
     assert is_fast_start(media.clip(seconds=2, size="320x180")) is True
     assert is_fast_start(media.clip(seconds=2, size="320x180", faststart=False)) is False
     assert is_fast_start(media.clip(seconds=2, size="320x180", container="mkv")) is None
+
+
+def test_the_samples_formats_are_read_from_the_index_wherever_it_is(tmp_path: Path) -> None:
+    def track(kind: bytes) -> bytes:
+        inside = box(b"stsd", bytes(8) + box(kind, b"x" * 40))
+        for parent in (b"stbl", b"minf", b"mdia", b"trak"):
+            inside = box(parent, inside)
+        return inside
+
+    path = tmp_path / "a.mp4"
+    path.write_bytes(FTYP + MDAT + box(b"moov", box(b"mvhd", b"m" * 9) + track(b"encv") + track(b"mp4a")))
+    assert sample_formats(path) == {b"encv", b"mp4a"}
+    path.write_bytes(path.read_bytes()[:-60])
+    assert b"encv" in sample_formats(path)
+    path.write_bytes(FTYP + MDAT)
+    assert sample_formats(path) == frozenset()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nommerd.errors import EncoderError, InfrastructureError
-from nommerd.media.outcome import damage_count, damaged, last_words, stopped_from_outside
+from nommerd.media.outcome import damage_count, damaged, last_words, only_cut_wave, stopped_from_outside
 from nommerd.media.process import Exit
 
 W = Path("/work/job-1")
@@ -43,7 +43,9 @@ def test_what_is_no_damage_is_left_alone(line: str) -> None:
 def test_a_killed_ffmpeg_is_retried_and_the_reason_names_the_signal() -> None:
     error = stopped_from_outside(Exit(signal=9), W)
     assert isinstance(error, EncoderError) and error.code == "encoder.killed" and error.retryable
-    assert "SIGKILL" in error.message
+    assert "SIGKILL" in error.message and "memory" in error.hint
+    crashed = stopped_from_outside(Exit(signal=11), W)
+    assert crashed is not None and "SIGSEGV" in crashed.message and "memory" not in crashed.hint
 
 
 def test_a_standstill_is_retried() -> None:
@@ -74,3 +76,14 @@ def test_last_words_are_the_specific_ones_without_paths_and_hosts() -> None:
 def test_damage_is_counted_in_words() -> None:
     assert "1 fault " in damaged("a.ts", 1).message and "12 faults" in damaged("a.ts", 12).message
     assert not damaged("a.ts", 1).retryable
+
+
+@pytest.mark.parametrize("end", [
+    "[wav @ 0x55] [warning] Packet corrupt (stream = 0, dts = NOPTS).\n[warning] file:p.wav: corrupt input packet in stream 0",
+    "[in#0/wav @ 0x5b] [warning] Packet corrupt (stream = 0, dts = NOPTS).\n"
+    "[in#0/wav @ 0x5b] [warning] corrupt input packet in stream 0",
+])
+def test_the_open_end_of_a_wav_file_is_told_from_damage(end: str) -> None:
+    assert only_cut_wave(end)
+    assert not only_cut_wave(end + "\n[error] Error while decoding stream #0:0: Invalid data found")
+    assert not only_cut_wave(end.replace("wav @", "mpegts @")) and not only_cut_wave("")

@@ -12,16 +12,17 @@ import pytest
 from nommerd.errors import ConfigError, InputError
 from nommerd.media.binaries import Binaries
 from nommerd.media.box import Fitted, constant_rate, fit
-from nommerd.media.plan import EIGHT_BIT_HDR_CHAIN, Plan, Wanted, resolve
+from nommerd.media.picture import EIGHT_BIT_HDR_CHAIN
+from nommerd.media.plan import Plan, Wanted, resolve
 from nommerd.media.probe import Probe, StreamInfo
 from nommerd.media.targets import Audio, Clip, Metadata, Output, Video
 from nommerd.media.units import parse_bitrate, parse_duration
 
 CAN = Binaries(ffmpeg=Path("/usr/bin/ffmpeg"), ffprobe=Path("/usr/bin/ffprobe"), version="7.0",
                encoders=frozenset({"libx264", "libx265", "aac", "libmp3lame", "prores_ks", "pcm_s24le"}),
-               filters=frozenset({"zscale", "tonemap"}))
+               filters=frozenset({"zscale", "tonemap", "yadif"}))
 PICTURE = StreamInfo(index=0, kind="video", codec="h264", width=1920, height=1080, pixel_format="yuv420p",
-                     average_frame_rate=Fraction(25), duration_seconds=10.0, language="eng")
+                     average_frame_rate=Fraction(25), duration_seconds=10.0, language="eng", color_space="bt709")
 SOUND = StreamInfo(index=1, kind="audio", codec="aac", sample_rate=44_100, channels=2, duration_seconds=9.0, language="deu")
 FILM = Probe(path=Path("/w/in.mp4"), container="mp4", size=1000, duration_seconds=10.0, streams=(PICTURE, SOUND),
              tags={"title": "A film", "location": "+48.2/", "artist": "Someone"})
@@ -83,6 +84,17 @@ def test_the_frame_rate_is_the_constant_average_below_a_limit(average: Fraction 
     assert constant_rate(average, None, Fraction(most)) == expected
 
 
+@pytest.mark.parametrize(("average", "stamped", "expected"), [
+    (Fraction(24_659, 989), Fraction(25), Fraction(25)), (Fraction(2987, 100), Fraction(30), Fraction(30)),
+    (Fraction(24_000, 1_001), Fraction(24), Fraction(24_000, 1_001)), (Fraction(14), Fraction(30), Fraction(14)),
+    (Fraction(24_995, 1_000), Fraction(90_000), Fraction(25)), (None, Fraction(30), Fraction(30)),
+    (Fraction(1, 5_000), Fraction(1, 5_000), Fraction(1)), (Fraction(1, 5), None, Fraction(1)),
+])
+def test_a_gap_does_not_bend_the_frame_rate_and_a_still_has_one_frame_a_second(
+        average: Fraction | None, stamped: Fraction | None, expected: Fraction) -> None:
+    assert constant_rate(average, stamped, Fraction(60)) == expected
+
+
 def test_a_source_turned_on_its_side_is_fitted_as_it_is_shown() -> None:
     turned = replace(PICTURE, rotation=90)
     video = plan(film(turned), video=Video(width=1280, height=720)).video
@@ -108,6 +120,56 @@ def test_brightness_of_hdr_is_mapped_and_its_tags_are_made_right() -> None:
     video = plan(film(hdr), video=Video()).video
     assert video is not None and set(EIGHT_BIT_HDR_CHAIN) < set(video.filters)
     assert ("color_trc", "bt709") in video.options
+
+
+def test_what_hdr_does_not_say_of_its_colours_is_taken_for_the_usual() -> None:
+    hdr = replace(PICTURE, color_transfer="smpte2084", color_space=None)
+    filters = _filters(hdr)
+    assert filters.index("setparams=color_primaries=bt2020:colorspace=bt2020nc") < filters.index(EIGHT_BIT_HDR_CHAIN[0])
+    assert not any(one.startswith("setparams") for one in _filters(replace(hdr, color_space="bt2020nc",
+                                                                           color_primaries="bt2020")))
+
+
+def test_hdr_is_made_small_before_its_brightness_is_mapped() -> None:
+    filters = _filters(replace(PICTURE, color_transfer="arib-std-b67"), width=1280, height=720)
+    assert filters.index("scale=1280:720") < filters.index(EIGHT_BIT_HDR_CHAIN[0])
+
+
+@pytest.mark.parametrize("source", [replace(PICTURE, color_range="pc"), replace(PICTURE, pixel_format="yuvj420p")])
+def test_the_full_range_of_a_phone_becomes_the_one_that_players_expect(source: StreamInfo) -> None:
+    assert "scale=out_range=tv" in _filters(source)
+    assert "scale=1280:720:out_range=tv" in _filters(source, width=1280, height=720)
+
+
+def test_red_green_and_blue_are_converted_by_the_matrix_that_the_tags_name() -> None:
+    for source in (replace(PICTURE, pixel_format="rgb24"), replace(PICTURE, codec="qtrle", pixel_format=None)):
+        made = plan(film(source), video=Video()).video
+        assert made is not None and "scale=out_color_matrix=bt709:out_range=tv" in made.filters
+        assert ("colorspace", "bt709") in made.options
+    assert "scale=out_color_matrix=bt709:out_range=tv" not in _filters(replace(PICTURE, codec="qtrle", pixel_format="yuv420p"))
+
+
+def test_a_large_picture_that_says_nothing_of_its_colours_is_not_mistaken_once_it_is_small() -> None:
+    untold = replace(PICTURE, color_space=None)
+    assert "setparams=color_primaries=bt709:color_trc=bt709:colorspace=bt709" in _filters(untold, width=640, height=480)
+    for told in (replace(untold, width=720, height=576), replace(untold, color_space="bt470bg")):
+        assert not any(one.startswith("setparams") for one in _filters(told, width=640, height=480))
+
+
+def test_half_pictures_are_made_whole_ones_before_all_else_but_in_an_archive_copy() -> None:
+    fields = replace(PICTURE, field_order="tt")
+    assert _filters(fields)[0] == "yadif=mode=send_frame:deint=interlaced"
+    both = plan(film(fields), replace(CAN, filters=frozenset({"yadif", "bwdif"})), video=Video()).video
+    assert both is not None and both.filters[0].startswith("bwdif")
+    none = plan(film(fields), replace(CAN, filters=frozenset()), video=Video()).video
+    assert none is not None and none.filters[0] == "fps=25"
+    assert _filters(fields, codec="prores")[0] == _filters(replace(PICTURE, field_order="progressive"))[0] == "fps=25"
+
+
+def _filters(source: StreamInfo, **wanted: Any) -> tuple[str, ...]:
+    made = plan(film(source), video=Video(**wanted)).video
+    assert made is not None
+    return made.filters
 
 
 def test_hdr_without_the_filter_for_it_is_a_warning() -> None:
@@ -137,6 +199,14 @@ def test_the_sample_rate_is_always_said(codec: Any, rate: int, channels: int, ex
     sound = replace(SOUND, sample_rate=rate, channels=channels)
     track, = plan(film(sound), audio=Audio(codec=codec)).audio
     assert (track.sample_rate, track.channels) == expected
+
+
+def test_of_more_channels_than_surround_has_the_first_are_taken_and_that_is_said() -> None:
+    made = plan(film(replace(SOUND, channels=12)), audio=Audio(channels=2))
+    assert made.audio[0].pan == "pan=stereo|c0=c0|c1=c1"
+    assert [code for code, _, _ in made.warnings] == ["input.channels_dropped"]
+    for channels in (8, 2, 1):
+        assert plan(film(replace(SOUND, channels=channels)), audio=Audio(channels=2)).audio[0].pan is None
 
 
 def test_the_default_sound_track_is_taken_and_all_when_asked() -> None:
@@ -169,6 +239,9 @@ def test_the_length_that_matters_is_that_of_the_tracks_used() -> None:
     assert plan(video=Video(), audio=Audio()).expect.duration_seconds == 10.0
     assert plan(audio=Audio()).expect.duration_seconds == 9.0
     assert plan(film(replace(SOUND, duration_seconds=None)), audio=Audio()).expect.duration_seconds == 10.0
+    late = film(PICTURE, replace(SOUND, start_seconds=2.0))
+    assert plan(late, video=Video(), audio=Audio()).expect.duration_seconds == 11.0
+    assert plan(late, audio=Audio()).expect.duration_seconds == 9.0
     unknown = plan(film(replace(SOUND, duration_seconds=None), duration_seconds=None), audio=Audio()).expect
     assert (unknown.duration_seconds, unknown.duration_certain) == (None, False)
     assert plan(replace(FILM, duration_estimated=True), audio=Audio()).expect.duration_certain is False
@@ -202,7 +275,8 @@ def test_captions_that_cannot_be_copied_are_a_warning() -> None:
     copy = {"video": Video(codec="copy"), "audio": Audio(codec="copy"), "output": Output(container="mp4")}
     made = plan(film(PICTURE, SOUND, captions), **copy)
     assert made.captions == () and [code for code, _, _ in made.warnings] == ["input.captions_dropped"]
-    assert plan(film(PICTURE, SOUND, replace(captions, codec="mov_text")), **copy).captions == (0,)
+    kept = plan(film(PICTURE, SOUND, replace(captions, codec="mov_text", language="eng")), **copy)
+    assert (kept.captions, kept.caption_languages) == ((0,), ("eng",))
 
 
 @pytest.mark.parametrize(("text", "bits"), [("2500k", 2_500_000), ("5M", 5_000_000), ("1.5M", 1_500_000), (128_000, 128_000)])

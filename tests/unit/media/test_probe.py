@@ -10,6 +10,7 @@ import pytest
 
 from nommerd.errors import InputError, ShuttingDown, Stop
 from nommerd.media.probe import clean, probe
+from nommerd.media.wave import claimed_seconds
 from tests import media, stages
 
 
@@ -34,6 +35,36 @@ def test_matroska_keeps_durations_in_tags() -> None:
     found = probe(stages.binaries(), media.clip(seconds=2, size="320x180", container="mkv"))
     assert found.container == "matroska"
     assert all(stream.duration_seconds == pytest.approx(2, abs=0.1) for stream in found.streams)
+
+
+def test_the_moment_at_which_a_late_track_of_matroska_ends_is_not_taken_for_its_length() -> None:
+    found = probe(stages.binaries(), media.late("mkv"))
+    assert found.audio[0].start_seconds == pytest.approx(2, abs=0.1)
+    assert found.audio[0].duration_seconds == pytest.approx(3, abs=0.1)
+    assert found.span_seconds(found.audio) == pytest.approx(3, abs=0.1)
+    assert found.span_seconds(found.streams) == pytest.approx(5, abs=0.1)
+    assert found.span_seconds(()) is None
+
+
+def test_an_encrypted_film_is_named_so(tmp_path: Path) -> None:
+    locked = media.clip(seconds=1, size="160x90", extra=("-encryption_scheme", "cenc-aes-ctr", "-encryption_key", "ab" * 16,
+                                                         "-encryption_kid", "cd" * 16))
+    assert code_of(locked) == "input.encrypted"
+
+
+def test_a_wav_file_is_as_long_as_it_claims_unless_its_writer_could_not_know(tmp_path: Path) -> None:
+    def seconds(body: bytes) -> float | None:
+        (tmp_path / "a.wav").write_bytes(body)
+        return probe(stages.binaries(), tmp_path / "a.wav").duration_seconds
+
+    whole = media.clip(seconds=2, container="wav").read_bytes()
+    size_at = whole.index(b"data") + 4
+    assert seconds(whole) == seconds(whole[: len(whole) // 2]) == pytest.approx(2, abs=0.01)
+    for unknown in (0xFFFF_FFFF, 0x7FFF_F000, 0):
+        piped = whole[:size_at] + unknown.to_bytes(4, "little") + whole[size_at + 4 : len(whole) // 2]
+        assert seconds(piped) == pytest.approx(1, abs=0.01)
+    (tmp_path / "empty.wav").write_bytes(whole[:20])
+    assert claimed_seconds(tmp_path / "empty.wav") is None
 
 
 @pytest.mark.parametrize(("container", "estimated"), [("mp3", False), ("wav", False), ("aac", True), ("mpg", True)])

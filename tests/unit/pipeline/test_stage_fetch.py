@@ -31,6 +31,7 @@ def scene(tmp_path: Path) -> Scene:
     ("file:///a/x.averylongextension", "x.averylon", ".averylon"),
     ("https://host/", "source", ""),
     ("file:///a/ほげ.mkv", "ほげ.mkv", ".mkv"),
+    ("file:///a/Mu%CC%88ller%20%26%20Co%2C%20it's%20%F0%9F%8E%AC.mov", "Mu\u0308ller & Co, it's \U0001f3ac.mov", ".mov"),
     ("file:///a/" + "n" * 300 + ".mp4", "n" * 100 + ".mp4", ".mp4"),
 ])
 def test_a_source_gets_a_harmless_name(uri: str, name: str, extension: str) -> None:
