@@ -14,6 +14,7 @@ from nommerd.media.progress import Progress, ProgressReader, eta_seconds, fracti
 from nommerd.media.verify import decode_argv
 from nommerd.pipeline.context import SOURCE, Context
 
+MEASURE_WEIGHT, WRITE_WEIGHT = 2, 3  # how long a pass that only measures takes, against the one that writes
 LOOK_SECONDS = 60.0  # for finding out whether a failed encode was its input's fault
 
 
@@ -72,7 +73,9 @@ class _Watch:
 
     def __init__(self, context: Context, command: Command, number: int, count: int) -> None:
         self.reader = ProgressReader()
-        self._context, self._command, self._number, self._count = context, command, number, count
+        self._context, self._command = context, command
+        weights = [*[MEASURE_WEIGHT] * (count - 1), WRITE_WEIGHT]
+        self._before, self._here, self._after = sum(weights[:number]), weights[number], sum(weights[number + 1 :])
         self._begun = time.monotonic()
 
     def line(self, line: str) -> bool:
@@ -88,5 +91,6 @@ class _Watch:
         elapsed = time.monotonic() - self._begun
         left = eta_seconds(block, done, elapsed, self._command.total_seconds)
         if left is not None:
-            left += (self._count - self._number - 1) * (elapsed + left)
-        self._context.progress((self._number + done) / self._count, left)
+            left += self._after / self._here * (elapsed + left)
+        whole = self._before + self._here + self._after
+        self._context.progress((self._before + done * self._here) / whole, left)
