@@ -144,6 +144,8 @@ def test_a_wav_file_from_a_pipe_is_whole_and_half_of_one_with_a_length_is_not(tm
     piped = media.made("piped.wav", 1, lambda path: media.run_ffmpeg(
         "-i", f"file:{media.clip(seconds=2, container='wav')}", "-c", "copy", "-f", "wav", "-seekable", "0", f"file:{path}"))
     assert encode(tmp_path, piped, build, audio=SOUND)[0].warnings == []
+    (tmp_path / "strict").mkdir()
+    assert encode(tmp_path / "strict", piped, build, on_damage="fail", audio=SOUND)[0].warnings == []
     (tmp_path / "half").mkdir()
     half = media.cut(media.clip(seconds=4, container="wav"))
     assert refused(tmp_path / "half", half, build, audio=SOUND).code == "input.truncated"

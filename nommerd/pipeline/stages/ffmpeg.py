@@ -146,10 +146,11 @@ class Ffmpeg(Stage):
         return file.probe
 
     def _job(self, context: Context, source: Probe, extension: str) -> command.Job:
+        """ffmpeg itself would not stop at damage alone, but also at the end of a WAV file from a pipe."""
         output = output_path(context.workspace, self.id, extension)
         return command.Job(ffmpeg=context.binaries.ffmpeg, stage=self.id, source=source.path, output=output,
                            pass_log=output.with_suffix(".pass"), threads=context.threads,
-                           fail_on_damage=self._fails_on_damage(context))
+                           fail_on_damage=self._fails_on_damage(context) and source.container != "wav")
 
     def _fails_on_damage(self, context: Context) -> bool:
         return (context.task.on_damage or self.settings.on_damage) == "fail"
