@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import click
 import gevent
@@ -32,6 +31,7 @@ from nommerd.pipeline.runner import problem_of, run_pipeline
 from nommerd.pipeline.stage import Stage
 from nommerd.storage import build_registry, same_place
 from nommerd.storage.base import StorageRegistry
+from nommerd.storage.file import path_of, show
 
 JOB_ID = "encode"
 Inputs = dict[str, list[dict[str, str]]]
@@ -92,7 +92,7 @@ def _recipe(catalog: Catalog, preset: str | None, name: str | None, texts: dict[
 def _storage(settings: Settings, task: Task) -> StorageRegistry:
     """The named files are the roots: nothing else can be read or written."""
     named = [task.source, task.dest, *(item["uri"] for items in task.inputs.values() for item in items)]
-    roots = [Path(unquote(urlsplit(uri).path)) for uri in named if uri.startswith("file:")]
+    roots = [path_of(uri, "source") for uri in named if uri.startswith("file:")]
     return build_registry(roots, Egress(settings.net.allow_networks), settings.storage.max_source_bytes,
                           settings.storage.backends)
 
@@ -180,5 +180,5 @@ def _report(context: Context, problem: Problem | None, as_json: bool) -> None:
         line.say("\n".join(problem_lines(asdict(problem))))
         return
     for output in context.outputs:
-        where = unquote(urlsplit(output.uri).path) if output.uri.startswith("file:") else output.uri
+        where = show(path_of(output.uri, "dest")) if output.uri.startswith("file:") else output.uri
         print(f"{where}  {size(output.bytes)}, verified")

@@ -89,6 +89,12 @@ def test_it_works_without_configuration_daemon_or_network(desk: Desk) -> None:
     assert sorted(path.name for path in desk.folder.iterdir()) == ["scratch", "work"]
 
 
+def test_a_name_that_is_no_utf8_is_a_name_like_any_other(desk: Desk) -> None:
+    desk.put(os.fsdecode(b"odd \xff %41.mp4"), clip(seconds=1, size="160x120"))
+    ended = desk.encode(os.fsdecode(b"odd \xff %41.mp4"), "out.m4a", "-p", "audio-aac")
+    assert ended.returncode == 0, ended
+
+
 def test_progress_goes_to_stderr_line_by_line_where_there_is_no_terminal(desk: Desk) -> None:
     desk.put("in.mp4", clip(seconds=2, size="320x180"))
     ended = desk.encode("in.mp4", "out.mp4", "-p", "web-480p")

@@ -10,7 +10,7 @@ from nommerd.errors import EncoderError, InfrastructureError
 from nommerd.media.outcome import damage_count, damaged, last_words, only_cut_wave, stopped_from_outside
 from nommerd.media.process import Exit
 
-W = Path("/work/job-1")
+W = Path("/scratch/job-1")
 
 
 @pytest.mark.parametrize("line", [
@@ -66,7 +66,7 @@ def test_an_ordinary_failure_is_none_of_these(tmp_path: Path) -> None:
 
 def test_last_words_are_the_specific_ones_without_paths_and_hosts() -> None:
     stderr = ("[h264 @ 0x5] [error] first\n"
-              "[error] Unrecognized option 'x' in /work/job-1/out.mp4 or /etc/passwd see http://h/x?k=1\n"
+              "[error] Unrecognized option 'x' in /scratch/job-1/out.mp4 or /etc/passwd see http://h/x?k=1\n"
               "[fatal] Error splitting the argument list: Option not found\n[error] Conversion failed!")
     assert last_words(stderr, W) == "Unrecognized option 'x' in out.mp4 or … see …"
     assert last_words("", W) == ""
