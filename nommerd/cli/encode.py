@@ -17,7 +17,7 @@ import gevent
 
 from nommerd import logs, runtime
 from nommerd.catalog import Catalog, load_stages
-from nommerd.cli.options import absolute_uri, input_items, json_option, pairs
+from nommerd.cli.options import absolute_uri, input_items, job_options, json_option, pairs
 from nommerd.cli.output import ProgressLine, print_json, problem_lines, size
 from nommerd.config import Settings
 from nommerd.config_reader import read
@@ -38,14 +38,7 @@ Inputs = dict[str, list[dict[str, str]]]
 
 
 @click.command()
-@click.argument("source")
-@click.argument("dest")
-@click.option("-p", "--preset", help="Preset, by name.")
-@click.option("--pipeline", help="Pipeline instead of a preset: a file, or a name.")
-@click.option("--set", "params", multiple=True, metavar="K=V", help="A param of the pipeline. May repeat.")
-@click.option("--input", "inputs", multiple=True, metavar="NAME=URI", help="A further input. May repeat.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at DEST.")
-@click.option("--on-damage", type=click.Choice(["tolerate", "fail"]), help="What mild damage in the source means.")
+@job_options(pipeline_help="Pipeline instead of a preset: a file, or a name.")
 @click.option("-c", "--config", "config_file", type=click.Path(path_type=Path), help="Configuration file (default: none).")
 @json_option
 def encode(source: str, dest: str, *, preset: str | None, pipeline: str | None, params: tuple[str, ...],

@@ -24,6 +24,24 @@ def client_options(function: F) -> F:
     return url(token(function))
 
 
+def job_options(pipeline_help: str) -> Callable[[F], F]:
+    """What describes a job, for `encode` and `submit` alike."""
+    described = (
+        click.argument("source"), click.argument("dest"), click.option("-p", "--preset", help="Preset, by name."),
+        click.option("--pipeline", help=pipeline_help),
+        click.option("--set", "params", multiple=True, metavar="K=V", help="A param of the pipeline. May repeat."),
+        click.option("--input", "inputs", multiple=True, metavar="NAME=URI", help="A further input. May repeat."),
+        click.option("--overwrite", is_flag=True, help="Replace what is at DEST."),
+        click.option("--on-damage", type=click.Choice(["tolerate", "fail"]), help="What mild damage in the source means."))
+
+    def decorate(function: F) -> F:
+        for option in reversed(described):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 def pairs(items: tuple[str, ...], option: str) -> dict[str, str]:
     """`K=V` items as a dict."""
     found = {}

@@ -7,19 +7,12 @@ from typing import Any
 import click
 
 from nommerd.cli.client import Client
-from nommerd.cli.options import absolute_uri, client_options, input_items, json_option, pairs, scalar
+from nommerd.cli.options import absolute_uri, client_options, input_items, job_options, json_option, pairs, scalar
 from nommerd.cli.output import ProgressLine, print_json, problem_lines
 
 
 @click.command()
-@click.argument("source")
-@click.argument("dest")
-@click.option("-p", "--preset", help="Preset, by name.")
-@click.option("--pipeline", help="Pipeline, by name, instead of a preset.")
-@click.option("--set", "params", multiple=True, metavar="K=V", help="A param of the pipeline. May repeat.")
-@click.option("--input", "inputs", multiple=True, metavar="NAME=URI", help="A further input. May repeat.")
-@click.option("--overwrite", is_flag=True, help="Replace what is at DEST.")
-@click.option("--on-damage", type=click.Choice(["tolerate", "fail"]), help="What mild damage in the source means.")
+@job_options(pipeline_help="Pipeline, by name, instead of a preset.")
 @click.option("--priority", type=click.Choice(["high", "normal", "low"]))
 @click.option("--label", "labels", multiple=True, metavar="K=V", help="May repeat.")
 @click.option("--notify-url", help="Where webhooks go.")

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from nommerd.media.mp4 import is_fast_start
-from tests.media import clip, cut, facts, lossy
+from tests.media import clip, cut, facts, lossy, missing
 from tests.rig import wait_until
 
 COMMAND = [sys.executable, "-m", "nommerd", "encode"]
@@ -71,7 +71,7 @@ def network_prefix() -> tuple[str, ...]:
     for prefix in (("unshare", "-n"), ("unshare", "-r", "-n")):
         if shutil.which("unshare") and subprocess.run([*prefix, "true"], capture_output=True).returncode == 0:
             return prefix
-    pytest.skip("this machine lets nobody unshare the network")
+    return missing("this machine lets nobody unshare the network")
 
 
 def test_it_works_without_configuration_daemon_or_network(desk: Desk) -> None:

@@ -327,7 +327,7 @@ def test_a_full_scratch_disk_is_retryable_and_the_worker_lives(tmp_path: Path) -
     small.mkdir()
     if os.geteuid() != 0 or shutil.which("mount") is None or \
             subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True).returncode:
-        pytest.skip("needs to mount a small file system")
+        media.missing("needs to mount a small file system")
     yard = Yard(tmp_path, max_attempts=1)
     try:
         text = yard.config.read_text().replace("slots: 1", f'slots: 1, workspace: "{small}"')

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 HEAVY = ("gevent", "pydantic", "boto3", "botocore", "sh", "requests", "structlog", "cryptography")
 PROBE = f"""
 import sys
+from pathlib import Path
 sys.argv = ["nommerd", *sys.argv[1:]]
 from nommerd.__main__ import main
 try:
@@ -39,3 +41,12 @@ def test_client_commands_and_help_import_nothing_heavy(arguments: list[str]) -> 
 
 def test_the_probe_sees_heavy_modules_where_there_are_some() -> None:
     assert "pydantic" in loaded("config", "check")
+
+
+@pytest.mark.parametrize("arguments", [["presets", "ls"], ["presets", "ls", "--json"], ["--version"]])
+def test_a_full_disk_under_the_output_is_told_in_one_line(arguments: list[str]) -> None:
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run([sys.executable, "-m", "nommerd", *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("nommerd: node.disk_full: ")
+    assert ended.stderr.count("\n") == 1
