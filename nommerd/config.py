@@ -20,7 +20,6 @@ from nommerd.errors import ConfigError
 from nommerd.places import SYSTEM_FILE, TOKEN_NAME, default_data_dir
 from nommerd.secrets import KEYS_FILE, Secret
 
-LATER_SCHEMES = frozenset({"dynamodb", "simpledb", "sqs"})
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12,
          "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 
@@ -128,6 +127,7 @@ class StorageSettings(Section):
     file_roots: FilePaths = ()
     s3_read: Texts = ()
     s3_write: Texts = ()
+    s3_endpoint_url: str | None = None
     max_source_bytes: Size = 200 * 10**9
     backends: DottedPaths = Field(default_factory=dict)
 
@@ -167,9 +167,14 @@ class Fleet(Section):
     image_id: str | None = None
     instance_types: Texts = ()
     zones: Texts = ()
+    subnets: Texts = ()
     key_name: str | None = None
     security_groups: Texts = ()
+    instance_profile: str | None = None
     spot: bool = True
+    on_demand_fallback: bool = True
+    register_seconds: Seconds = 600.0
+    silent_seconds: Seconds = 300.0
 
 
 class Media(Section):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_args, get_origin
-from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from nommerd.config import LATER_SCHEMES, Settings
+from nommerd.config import Settings
 from nommerd.errors import ConfigError, ManyErrors, NommerdError
 from nommerd.pipeline.loader import load_yaml
 from nommerd.pipeline.tree import walk
@@ -28,7 +28,8 @@ PATH_KEYS = (("paths", "data"), ("paths", "pipelines"), ("paths", "presets"), ("
 PROGRAM_KEYS = (("media", "ffmpeg"), ("media", "ffprobe"))
 WORDS = (("Input should be", "must be"), ("String should", "must"), ("a valid integer", "an integer"), ("a valid ", "a "),
          ("tuple", "list"), ("dictionary", "map"))
-STORE_SCHEMES = ("sqlite", "memory")
+LOCAL_SCHEMES = frozenset({"sqlite", "memory"})
+AWS_SCHEMES = {"store": frozenset({"dynamodb", "simpledb"}), "bus": frozenset({"sqs"})}
 
 Where = tuple[str | int, ...]
 
@@ -240,9 +241,6 @@ def _check(draft: Draft, settings: Settings) -> None:
     _check_secrets(draft, settings)
     for key in ("store", "bus"):
         _check_url(draft, key, getattr(settings, key))
-    if settings.fleet.enabled:
-        draft.fault("config.not_supported", "fleet.enabled is not yet supported.", "Set it to false.",
-                    place=draft.place(("fleet", "enabled")))
     if settings.media.sandbox == "require":
         draft.fault("config.not_supported", "media.sandbox: require is not yet supported.", "Set it to best or off.",
                     place=draft.place(("media", "sandbox")))
@@ -266,12 +264,14 @@ def _check_secrets(draft: Draft, settings: Settings) -> None:
 
 
 def _check_url(draft: Draft, key: str, url: str) -> None:
-    scheme = urlsplit(url).scheme
-    if scheme in LATER_SCHEMES:
-        draft.fault("config.not_supported", f"{key}: {scheme}:// is not yet supported.", "Use sqlite:///nommerd.db.",
-                    place=draft.place((key,)))
-    elif scheme not in STORE_SCHEMES or (scheme == "sqlite" and not url.startswith("sqlite:///")):
-        draft.fault("config.bad_value", f"{key} must be sqlite:///FILE or memory://.",
+    scheme, _, rest = url.partition("://")
+    if scheme in AWS_SCHEMES[key]:
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,60}", rest):
+            draft.fault("config.bad_value", f"{key}: {scheme}:// needs a name of letters, digits, _ . and -.",
+                        f"For example {scheme}://nommerd.", place=draft.place((key,)))
+    elif scheme not in LOCAL_SCHEMES or (scheme == "sqlite" and not url.startswith("sqlite:///")):
+        known = " or ".join(f"{name}://NAME" for name in sorted(AWS_SCHEMES[key]))
+        draft.fault("config.bad_value", f"{key} must be sqlite:///FILE, memory:// or {known}.",
                     "FILE is relative to the data directory; sqlite:////absolute/path has four slashes.",
                     place=draft.place((key,)))
 

@@ -20,6 +20,7 @@ from nommerd.api.auth import Gate, Hosts
 from nommerd.api.jobs import Jobs, Recipes
 from nommerd.api.server import Server
 from nommerd.api.waiters import Waiters
+from nommerd.aws.clients import Clients
 from nommerd.bus import open_bus
 from nommerd.bus.base import Bus, Delivery
 from nommerd.catalog import Catalog, load_stages
@@ -245,9 +246,10 @@ def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     logs.register(token, signing, *keyring.keys)
     storage = build_registry(settings.storage.file_roots, egress, settings.storage.max_source_bytes, settings.storage.backends,
                              closed=settings.own_files)
-    store = open_store(settings.store, data)
+    clients = Clients(settings.aws)
+    store = open_store(settings.store, data, clients)
     stack.callback(store.close)
-    bus = open_bus(settings.bus, data)
+    bus = open_bus(settings.bus, data, clients)
     stack.callback(bus.close)
     return Feeder(settings, store=store, bus=bus, storage=storage, catalog=catalog, keyring=keyring, egress=egress,
                   tokens=[token], webhook_secret=signing)

@@ -20,6 +20,7 @@ from gevent.event import Event
 
 from nommerd import __version__, logs
 from nommerd.attempt import Tools, threads_per_job
+from nommerd.aws.clients import Clients
 from nommerd.bus import open_bus
 from nommerd.bus.base import Bus
 from nommerd.catalog import load_stages
@@ -203,9 +204,10 @@ def _run(settings: Settings, name: str | None) -> int:
     self_test()
     wanted = settings.worker
     with ExitStack() as parts:
-        store = open_store(settings.store, settings.data_dir)
+        clients = Clients(settings.aws)
+        store = open_store(settings.store, settings.data_dir, clients)
         parts.callback(store.close)
-        bus = open_bus(settings.bus, settings.data_dir)
+        bus = open_bus(settings.bus, settings.data_dir, clients)
         parts.callback(bus.close)
         worker = Worker(tools=make_tools(settings, store), bus=bus, name=name or f"{socket.gethostname()}-{os.getpid()}",
                         slots=wanted.slots, lease_seconds=wanted.lease_seconds, max_attempts=wanted.max_attempts,

@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nommerd.aws.clients import Clients
 from nommerd.bus.base import Bus
 from nommerd.bus.memory import MemoryBus
 from nommerd.errors import ConfigError
 
 _MEMORY: dict[str, MemoryBus] = {}
-_PLANNED = frozenset({"sqs"})
-_HINT = "Use sqlite:///nommerd.db, or memory:// within one process."
+_HINT = "Use sqlite:///nommerd.db, sqs://PREFIX, or memory:// within one process."
 
 
-def open_bus(url: str, data_dir: Path) -> Bus:
-    """The bus a URL names: `sqlite:///FILE` (relative: in `data_dir`), `sqlite:////PATH/FILE`, or `memory://[NAME]`.
+def open_bus(url: str, data_dir: Path, clients: Clients | None = None) -> Bus:
+    """The bus a URL names: `sqlite:///FILE` (relative: in `data_dir`), `sqlite:////PATH/FILE`, `sqs://PREFIX` (which needs
+    `clients`), or `memory://[NAME]`.
 
     `memory://` is one bus per name and process: what opens it in the same process shares it. Raises ConfigError.
     """
@@ -30,6 +31,8 @@ def open_bus(url: str, data_dir: Path) -> Bus:
             return SqliteBus(Database.open(database_path(url, data_dir)))
         except ValueError as error:
             raise ConfigError("config.bus", str(error), place="bus") from None
-    if parts.scheme in _PLANNED:
-        raise ConfigError("config.bus", f"{parts.scheme}:// is not yet supported as a bus.", _HINT, place="bus")
+    if parts.scheme == "sqs" and clients is not None:
+        from nommerd.bus.sqs import SqsBus
+
+        return SqsBus(clients("sqs"), parts.netloc)
     raise ConfigError("config.bus", f"There is no bus of the kind {parts.scheme or '(none)'}.", _HINT, place="bus")

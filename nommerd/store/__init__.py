@@ -5,17 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from nommerd.aws.clients import Clients
 from nommerd.errors import ConfigError
 from nommerd.store.base import Store
 from nommerd.store.memory import MemoryStore
 
 _MEMORY: dict[str, MemoryStore] = {}
-_PLANNED = frozenset({"dynamodb", "simpledb"})
-_HINT = "Use sqlite:///nommerd.db, or memory:// within one process."
+_HINT = "Use sqlite:///nommerd.db, dynamodb://TABLE, simpledb://DOMAIN, or memory:// within one process."
 
 
-def open_store(url: str, data_dir: Path) -> Store:
-    """The store a URL names: `sqlite:///FILE` (relative: in `data_dir`), `sqlite:////PATH/FILE`, or `memory://[NAME]`.
+def open_store(url: str, data_dir: Path, clients: Clients | None = None) -> Store:
+    """The store a URL names: `sqlite:///FILE` (relative: in `data_dir`), `sqlite:////PATH/FILE`, `dynamodb://TABLE`,
+    `simpledb://DOMAIN`, or `memory://[NAME]`. The AWS ones need `clients`.
 
     `memory://` is one store per name and process: what opens it in the same process shares it. Raises ConfigError.
     """
@@ -30,6 +31,12 @@ def open_store(url: str, data_dir: Path) -> Store:
             return SqliteStore(Database.open(database_path(url, data_dir)))
         except ValueError as error:
             raise ConfigError("config.store", str(error), place="store") from None
-    if parts.scheme in _PLANNED:
-        raise ConfigError("config.store", f"{parts.scheme}:// is not yet supported as a store.", _HINT, place="store")
+    if parts.scheme == "dynamodb" and clients is not None:
+        from nommerd.store.dynamodb import DynamoStore
+
+        return DynamoStore(clients("dynamodb"), parts.netloc)
+    if parts.scheme == "simpledb" and clients is not None:
+        from nommerd.store.simpledb import SimpleStore
+
+        return SimpleStore(clients("sdb"), parts.netloc)
     raise ConfigError("config.store", f"There is no store of the kind {parts.scheme or '(none)'}.", _HINT, place="store")

@@ -18,6 +18,8 @@ from nommerd.job import Job, JobState, Key, Owner, Sweep, new_id, utcnow
 from nommerd.lifecycle import Change
 
 RECIPE_GRACE_SECONDS = 3600.0
+FAR_FUTURE = 32503680000.0  # the year 3000, in epoch seconds
+PAGE = 100
 UPDATE_TRIES = 8  # of one change, over mismatches and unavailable moments together
 BACKOFF_SECONDS = 0.05  # doubled at each try, with jitter
 
@@ -89,6 +91,7 @@ class Leader:
     token: int = 0
     lease_version: int = 0
     lease_seconds: float = 30.0
+    launch: str = ""  # the decision to start nodes that is being carried out (see nommerd.fleet), at most 16 KB
     version: int = 0  # 0: no row yet
     write_id: str = ""
 
@@ -162,12 +165,29 @@ class Store(ABC):
         """Replace the leader row if its version is `expected_version` (0: there is none); else Conflict."""
 
     @abstractmethod
+    def wipe(self) -> None:
+        """Delete every job and recipe, of all projects; workers and the leader stay. Not atomic: for when nobody works."""
+
+    @abstractmethod
     def ping(self) -> None:
         """Return if the store can be written now; for readiness."""
 
     @abstractmethod
     def close(self) -> None:
         """Let go of files and connections. Safe to call twice."""
+
+    def unfinished(self, limit: int) -> int:
+        """How many jobs, of all projects, are not final; counts no further than `limit`."""
+        found = 0
+        for kind in Sweep:
+            after: Job | None = None
+            while found < limit:
+                page = self.due_for_sweep(kind, FAR_FUTURE, PAGE, after)
+                found += sum(not job.state.final for job in page)
+                if len(page) < PAGE:
+                    break
+                after = page[-1]
+        return min(found, limit)
 
     def update(self, key: Key, change: Change, *, tries: int = UPDATE_TRIES) -> Job:
         """Apply a change to the newest record and store it; returns the record as stored.

@@ -115,6 +115,11 @@ class MemoryStore(Store):
             raise Conflict("leader")
         self._leader = leader
 
+    def wipe(self) -> None:
+        self._jobs.clear()
+        self._progress.clear()
+        self._recipes.clear()
+
     def ping(self) -> None:
         """Always ready."""
 

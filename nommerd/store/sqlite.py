@@ -181,6 +181,13 @@ class SqliteStore(Store):
 
         self._write(run)
 
+    def wipe(self) -> None:
+        def run(db: sqlite3.Connection) -> None:
+            for table in ("labels", "progress", "jobs", "recipes"):
+                db.execute(f"DELETE FROM {table}")
+
+        self._write(run)
+
     def ping(self) -> None:
         """Writes for real: a full disk lets transactions begin."""
         self._execute("INSERT OR REPLACE INTO meta VALUES ('pinged', ?)", (time.time(),))

@@ -386,6 +386,17 @@ class TestDue:
         assert ids(store.webhooks_due(NOON.timestamp(), 10)) == ids([older, old])
 
 
+    def test_unfinished_jobs_of_all_projects_are_counted_up_to_a_limit(self, store: Store) -> None:
+        for project in ("default", "other"):
+            put(store, project=project)
+            put(store, project=project, message_id="m", sent_at=NOON)
+            claimed(store, project=project)
+            put(store, project=project, state=S.FINISHED, finished=NOON)
+        staged = Staged(uri="file:///out.mp4", handle="h", bytes=1, sha256="s", token=1)
+        put(store, state=S.ERROR, finished=NOON, staged=(staged,))
+        assert [store.unfinished(limit) for limit in (100, 6, 4)] == [6, 6, 4]
+
+
 class TestDeleting:
     def test_only_jobs_that_ended_before_then_go_with_everything_that_names_them(self, store: Store) -> None:
         old = store.update(put(store, labels={"a": "b"}).key, lifecycle.cancel(NOON - timedelta(days=2)))
@@ -425,6 +436,22 @@ class TestDeleting:
         store.put_recipe("fresh", "{}")
         store.delete_finals(NOON, 10)
         assert store.get_recipe("fresh") == "{}"
+
+
+    def test_wiping_deletes_every_job_and_recipe_but_neither_workers_nor_the_leader(self, store: Store) -> None:
+        made = [put(store, project=project, labels={"team": "news"}) for project in ("default", "other") for _ in range(30)]
+        store.put_recipe("r" * 64, "{}")
+        store.put_worker(WorkerRecord(name="w", node="n", state="ACTIVE", slots=1, active=(), version="1", encoders=(),
+                                      reported=NOON))
+        store.swap_leader(Leader(owner=owner(), version=1), 0)
+        store.wipe()
+        for one in (made[0], made[-1]):
+            with pytest.raises(UnknownJob):
+                store.get(one.key)
+        assert (store.list(JobQuery(labels={"team": "news"})).jobs, store.count("other")) == ([], {})
+        with pytest.raises(LookupError):
+            store.get_recipe("r" * 64)
+        assert (len(store.workers()), store.leader().version) == (1, 1)
 
 
 class TestProgress:
@@ -500,6 +527,11 @@ class TestRecipesWorkersLeader:
         renewed = Leader(owner=owner("a"), token=1, lease_version=2, version=2)
         store.swap_leader(renewed, 1)
         assert store.leader() == renewed
+
+    def test_the_leader_row_keeps_a_launch_that_is_being_carried_out(self, store: Store) -> None:
+        decided = Leader(owner=owner("a"), token=1, version=1, launch='{"client_token": "t"}' + " " * 9000)
+        store.swap_leader(decided, 0)
+        assert store.leader() == decided
 
     def test_ping_returns_while_the_store_can_be_written_and_close_is_safe_twice(self, store: Store) -> None:
         store.ping()

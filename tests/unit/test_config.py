@@ -204,9 +204,18 @@ def test_listening_for_others_needs_their_host_names(host: str, hosts: str, refu
 
 
 @pytest.mark.parametrize("env", [
-    {"NOMMERD_STORE": "dynamodb://jobs"}, {"NOMMERD_STORE": "simpledb://jobs"}, {"NOMMERD_BUS": "sqs://jobs"},
-    {"NOMMERD_FLEET__ENABLED": "true"}, {"NOMMERD_MEDIA__SANDBOX": "require"},
-])
+    {"NOMMERD_STORE": "dynamodb://jobs"}, {"NOMMERD_STORE": "simpledb://jobs"}, {"NOMMERD_BUS": "sqs://jobs"}])
+def test_stores_and_buses_on_aws_are_taken(env: dict[str, str]) -> None:
+    load(None, env)
+
+
+@pytest.mark.parametrize("env", [{"NOMMERD_STORE": "dynamodb://"}, {"NOMMERD_STORE": "sqs://jobs"},
+                                 {"NOMMERD_BUS": "sqs://a/b"}, {"NOMMERD_BUS": "dynamodb://jobs"}])
+def test_a_store_or_bus_without_a_proper_name_or_of_the_wrong_kind_is_refused(env: dict[str, str]) -> None:
+    assert "config.bad_value" in faults(None, env)[0]
+
+
+@pytest.mark.parametrize("env", [{"NOMMERD_MEDIA__SANDBOX": "require"}])
 def test_what_comes_later_is_refused_as_not_yet_supported(env: dict[str, str]) -> None:
     assert "config.not_supported" in faults(None, env)[0]
     assert "not yet supported" in faults(None, env)[0]

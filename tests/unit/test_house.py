@@ -18,6 +18,8 @@ FORBIDDEN = {
     "media": ("store", "bus", "storage", "pipeline", *DAEMONS),
     "net": ("store", "bus", "storage", "media", "pipeline", *DAEMONS),
     "pipeline": ("store", "bus", *DAEMONS),
+    "aws": ("storage", "media", "pipeline", *DAEMONS),
+    "fleet": ("bus", "storage", "media", "pipeline", *DAEMONS),
 }
 VOCABULARY = ("errors.py", "job.py", "messages.py")
 BACKENDS = ("storage.file", "storage.http", "storage.s3")
