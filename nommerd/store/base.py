@@ -157,6 +157,10 @@ class Store(ABC):
         """All heartbeats, by name."""
 
     @abstractmethod
+    def delete_worker(self, name: str) -> None:
+        """Forget this worker's heartbeat; nothing happens where there is none. A worker that lives still writes the next."""
+
+    @abstractmethod
     def leader(self) -> Leader:
         """The leader row, or an empty Leader."""
 

@@ -107,6 +107,9 @@ class MemoryStore(Store):
     def workers(self) -> Sequence[WorkerRecord]:
         return [self._workers[name] for name in sorted(self._workers)]
 
+    def delete_worker(self, name: str) -> None:
+        self._workers.pop(name, None)
+
     def leader(self) -> Leader:
         return self._leader
 

@@ -166,6 +166,9 @@ class SqliteStore(Store):
         rows = self._read(lambda db: db.execute("SELECT body FROM workers ORDER BY name").fetchall())
         return [_WORKER.validate_json(body) for body, in rows]
 
+    def delete_worker(self, name: str) -> None:
+        self._execute("DELETE FROM workers WHERE name = ?", (name,))
+
     def leader(self) -> Leader:
         row = self._read(lambda db: db.execute("SELECT body FROM leader").fetchone())
         return Leader() if row is None else _LEADER.validate_json(row[0])

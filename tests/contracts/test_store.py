@@ -510,6 +510,19 @@ class TestRecipesWorkersLeader:
             store.put_worker(beat(name, state))
         assert list(store.workers()) == [beat("w1", "ACTIVE"), beat("w2", "DRAINING")]
 
+    def test_a_deleted_heartbeat_is_gone_and_the_next_one_is_there_again(self, store: Store) -> None:
+        def beat(name: str) -> WorkerRecord:
+            return WorkerRecord(name=name, node="n", state="TERMINATED", slots=2, active=(), version="1", encoders=(),
+                                reported=NOON)
+
+        for name in ("w1", "w2"):
+            store.put_worker(beat(name))
+        for name in ("w1", "w1", "nobody"):
+            store.delete_worker(name)
+        assert list(store.workers()) == [beat("w2")]
+        store.put_worker(beat("w1"))
+        assert list(store.workers()) == [beat("w1"), beat("w2")]
+
     def test_there_is_an_empty_leader_at_first(self, store: Store) -> None:
         assert store.leader() == Leader()
 
