@@ -1,4 +1,4 @@
-"""The launch template of the fleet's nodes: its names, and what it holds. Pure: used by the fleet, by `nommerd aws setup` and
+"""The launch template of the fleet's nodes: what it holds. Pure: used by the fleet, by `nommerd aws setup` and
 by its CloudFormation template, so that all three say the same."""
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nommerd.aws import names
 from nommerd.config import Settings
 
-CLUSTER_TAG = "nommerd:cluster"
 LAUNCH_TAG = "nommerd:launch"  # the client token of the launch that made it
 USER_DATA_BYTES_MAX = 16 * 1024  # before base64: EC2's limit
 # One hop: answers of the metadata service, and with them the node's credentials, do not pass a router. The worker runs on the
@@ -19,24 +19,9 @@ USER_DATA_BYTES_MAX = 16 * 1024  # before base64: EC2's limit
 METADATA_HOPS = 1
 
 
-def template_name(cluster: str) -> str:
-    """The launch template of this cluster."""
-    return f"nommerd-{cluster}"
-
-
-def group_name(cluster: str) -> str:
-    """The security group that `nommerd aws setup` makes, used where fleet.security_groups is empty."""
-    return f"nommerd-{cluster}"
-
-
-def profile_name(cluster: str) -> str:
-    """The instance profile that `nommerd aws setup` makes, used where fleet.instance_profile is null."""
-    return f"nommerd-{cluster}-node"
-
-
 def node_tags(cluster: str) -> dict[str, str]:
     """What every node and its volumes carry: the first tells whose they are, the second is for people."""
-    return {CLUSTER_TAG: cluster, "Name": f"nommerd-{cluster}-node"}
+    return {names.CLUSTER_TAG: cluster, "Name": f"nommerd-{cluster}-node"}
 
 
 def tag_list(tags: Mapping[str, str]) -> list[dict[str, str]]:
@@ -59,13 +44,13 @@ def launch_template_data(settings: Settings, user_data: str, tags: Mapping[str, 
         "ImageId": fleet.image_id,
         "InstanceInitiatedShutdownBehavior": "terminate",  # a node that shuts down is done, and must not be paid for
         "MetadataOptions": {"HttpEndpoint": "enabled", "HttpTokens": "required", "HttpPutResponseHopLimit": METADATA_HOPS},
-        "IamInstanceProfile": _profile(fleet.instance_profile or profile_name(settings.cluster)),
+        "IamInstanceProfile": _profile(fleet.instance_profile or names.node_profile(settings.cluster)),
         "UserData": b64encode(user_data.encode()).decode(),
         "TagSpecifications": [{"ResourceType": kind, "Tags": tag_list(tags)} for kind in ("instance", "volume")],
     }
     if fleet.key_name:
         data["KeyName"] = fleet.key_name
-    groups = security_group_ids or fleet.security_groups or (group_name(settings.cluster),)
+    groups = security_group_ids or fleet.security_groups or (names.security_group(settings.cluster),)
     by_id = [group for group in groups if security_group_ids or group.startswith("sg-")]
     by_name = [group for group in groups if group not in by_id]
     if by_id:
