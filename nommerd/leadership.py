@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from typing import Any
 
-from nommerd.errors import InfrastructureError
+from nommerd.errors import Fenced, InfrastructureError
 from nommerd.job import Key, Owner, new_id
 from nommerd.store.base import Conflict, Leader, Store, StoreUnavailable
 from nommerd.watch import MARGIN, Clock, LeaseWatch, boot_clock
 
 LEADER_KEY = Key("", "leader")  # no job has an empty project
+SWAP_TRIES = 5  # of one decision, against renewals of our own
 
 
 class Leadership:
@@ -46,6 +48,36 @@ class Leadership:
             if self._is_ours(leader):
                 self._write(leader, owner=None)
 
+    def launch(self) -> str:
+        """The launch decision that stands in the leader's record. Raises Fenced where another process leads."""
+        return self._ours().launch
+
+    def set_launch(self, text: str) -> None:
+        """Store a launch decision under our token; renews the lease as well.
+
+        Raises Fenced where another process leads, and StoreUnavailable where it is not known whether it is stored: then
+        nothing may be done on it.
+        """
+        for _ in range(SWAP_TRIES):
+            leader = self._ours()
+            if leader.launch == text:
+                return
+            sent = self._clock()
+            try:
+                self._write(leader, owner=self._owner, launch=text)
+            except Conflict:  # a tick of ours came between, or we were replaced
+                continue
+            self._sent = sent
+            return
+        raise StoreUnavailable("The leader's record keeps changing.")
+
+    def _ours(self) -> Leader:
+        leader = self._store.leader()
+        if not self._is_ours(leader) or leader.token != self.token:
+            self._sent = None
+            raise Fenced("another feeder leads")
+        return leader
+
     def _tick(self) -> None:
         leader = self._store.leader()
         if self._is_ours(leader):
@@ -63,7 +95,6 @@ class Leadership:
     def _is_ours(self, leader: Leader) -> bool:
         return leader.owner is not None and leader.owner.claim == self._owner.claim
 
-    def _write(self, leader: Leader, *, owner: Owner | None, token: int | None = None) -> None:
-        self._store.swap_leader(replace(leader, owner=owner, token=leader.token if token is None else token,
-                                        lease_version=leader.lease_version + 1, lease_seconds=self._seconds,
-                                        version=leader.version + 1, write_id=new_id()), leader.version)
+    def _write(self, leader: Leader, **changes: Any) -> None:
+        self._store.swap_leader(replace(leader, lease_version=leader.lease_version + 1, lease_seconds=self._seconds,
+                                        version=leader.version + 1, write_id=new_id(), **changes), leader.version)
