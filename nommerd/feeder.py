@@ -27,6 +27,7 @@ from nommerd.catalog import Catalog, load_stages
 from nommerd.config import Settings
 from nommerd.deliveries import Deliveries
 from nommerd.errors import ConfigError, InfrastructureError, ManyErrors, NommerdError
+from nommerd.fleet.userdata import UserData
 from nommerd.job import Job, utcnow
 from nommerd.lease import Leadership, LeaseWatch, this_process
 from nommerd.messages import ChangeMessage
@@ -59,8 +60,10 @@ class Feeder:
     """One feeder on parts made elsewhere. `start`, `wait`, `stop`; `tokens` are those the API takes."""
 
     def __init__(self, settings: Settings, *, store: Store, bus: Bus, storage: StorageRegistry, catalog: Catalog,
-                 keyring: Keyring, egress: Egress, tokens: list[Secret], webhook_secret: Secret) -> None:
+                 keyring: Keyring, egress: Egress, tokens: list[Secret], webhook_secret: Secret,
+                 user_data: UserData) -> None:
         self._settings = settings
+        self._user_data = user_data
         self._store = store
         self._bus = bus
         self._stopping = Event()
@@ -86,7 +89,12 @@ class Feeder:
     # --- life ----------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Look after what the last run left, start the loops, listen."""
+        """Publish the configuration of nodes, look after what the last run left, start the loops, listen. ConfigError where
+        it cannot be published for what the settings say."""
+        try:
+            self._user_data.publish()
+        except InfrastructureError as error:  # its loop tries again: the API and the sweeper can do without
+            logs.get().warning("config.not_published", why=str(error))
         self._attempt("sweep", self._first_sweep)
         loops: Mapping[str, tuple[Callable[[], None], float]] = {
             "changes": (self._receive_changes, 0.0),
@@ -95,6 +103,7 @@ class Feeder:
             "webhooks": (lambda: void(self.deliveries.run_due(utcnow())), DUE_SECONDS),
             "mark": (lambda: void(self.sending.mark_old()), MARK_SECONDS),
             "retention": (self._delete_old, 60.0),
+            "config": (self._user_data.publish, 60.0),
         }
         self._greenlets = [gevent.spawn(self._loop, name, work, pause) for name, (work, pause) in loops.items()]
         self._server.start()
@@ -252,4 +261,4 @@ def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     bus = open_bus(settings.bus, data, clients)
     stack.callback(bus.close)
     return Feeder(settings, store=store, bus=bus, storage=storage, catalog=catalog, keyring=keyring, egress=egress,
-                  tokens=[token], webhook_secret=signing)
+                  tokens=[token], webhook_secret=signing, user_data=UserData(settings, clients, keyring))

@@ -13,8 +13,12 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from nommerd import __version__
+from nommerd.aws.clients import Clients
+from nommerd.config import Settings
 from nommerd.errors import ConfigError
-from nommerd.fleet.distribution import Pin
+from nommerd.fleet.distribution import Pin, publish
+from nommerd.secrets import Keyring
 
 BYTES_MAX = 16 * 1024  # of user-data, before it is encoded (EC2)
 BOOT_FILE = "/etc/nommerd/boot.yaml"
@@ -120,3 +124,26 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 
 
 _Dumper.add_representer(str, _text)
+
+
+class UserData:
+    """What the feeder gives new nodes: call it for the text. `publish` puts their configuration into the bucket, once."""
+
+    def __init__(self, settings: Settings, clients: Clients, keyring: Keyring) -> None:
+        self._settings, self._clients, self._keyring = settings, clients, keyring
+        self._pin: Pin | None = None
+
+    def publish(self) -> None:
+        """Publish, unless it is done or there is no aws.config_bucket. Raises ConfigError, or InfrastructureError where a
+        later try may succeed."""
+        if self._pin is None:
+            self._pin = publish(self._settings, self._clients, self._keyring)
+
+    def __call__(self) -> str:
+        """The user-data, once the configuration is published. Raises as `publish`, and ConfigError without a bucket."""
+        self.publish()
+        if self._pin is None:
+            raise ConfigError("config.bucket", "There is no bucket from which nodes could fetch their configuration.",
+                              "Set aws.config_bucket.", place="aws.config_bucket")
+        return render(self._pin, region=self._clients.region, cluster=self._settings.cluster, version=__version__,
+                      endpoint_url=self._settings.aws.endpoint_url)
