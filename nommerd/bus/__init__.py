@@ -34,5 +34,7 @@ def open_bus(url: str, data_dir: Path, clients: Clients | None = None) -> Bus:
     if parts.scheme == "sqs" and clients is not None:
         from nommerd.bus.sqs import SqsBus
 
-        return SqsBus(clients("sqs"), parts.netloc)
+        # A poll is open for 20 s, and its loop has a back-off of its own; everything else must answer soon.
+        return SqsBus(clients("sqs", tries=2, connect_timeout=3.0, read_timeout=5.0), parts.netloc,
+                      polls=clients("sqs", tries=1, read_timeout=24.0))
     raise ConfigError("config.bus", f"There is no bus of the kind {parts.scheme or '(none)'}.", _HINT, place="bus")

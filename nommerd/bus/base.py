@@ -56,7 +56,7 @@ class Delivery(ABC):
 
 @dataclass(frozen=True, slots=True)
 class Depth:
-    """How many messages a queue holds (approximate on SQS)."""
+    """How many messages a queue holds (approximate on SQS, where one released with a delay counts as in flight)."""
 
     visible: int = 0
     in_flight: int = 0

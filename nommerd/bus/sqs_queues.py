@@ -1,6 +1,7 @@
 """The SQS queues of one bus, as definitions only: what `nommerd aws setup`, the CloudFormation template and tests make.
 
-SQS has no priorities, so jobs have a queue for each. Queues are standard ones: the record, not the queue, says what is done twice.
+SQS has no priorities, so jobs have a queue for each. They are standard queues: twice or out of order does no harm, since the
+record decides.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def queues(prefix: str, region: str, account: str, partition: str = "aws") -> li
     Raises ConfigError for a prefix that SQS would refuse.
     """
     arn = f"arn:{partition}:sqs:{region}:{account}:"
-    dead, sources = [], []
+    dead: list[QueueSpec] = []
+    sources: list[QueueSpec] = []
     for kind, names in (("jobs", job_queues(prefix)), ("changes", [change_queue(prefix)])):
         buried = dead_queue(prefix, kind)
         dead.append(QueueSpec(buried, _common(DEAD_RETENTION_SECONDS) | {

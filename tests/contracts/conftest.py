@@ -11,10 +11,12 @@ import pytest
 from nommerd.bus import open_bus
 from nommerd.bus.base import Bus, Queue
 from nommerd.bus.memory import MemoryBus
+from nommerd.bus.sqs import SqsQueue
 from nommerd.sqlite import Database
 from nommerd.store.base import RECIPE_GRACE_SECONDS, Store
 from nommerd.store.memory import MemoryStore
 from nommerd.store.sqlite import SqliteStore
+from tests.sqs import new_bus
 
 OpenStore = Callable[..., Store]
 STORES: dict[str, OpenStore] = {
@@ -24,6 +26,7 @@ STORES: dict[str, OpenStore] = {
 BUSES: dict[str, Callable[[Path], Bus]] = {
     "memory": lambda folder: MemoryBus(),
     "sqlite": lambda folder: open_bus("sqlite:///nommerd.db", folder),
+    "sqs": lambda folder: new_bus(),
 }
 
 
@@ -56,4 +59,10 @@ def bus(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Bus]:
 @pytest.fixture
 def send_text(bus: Bus) -> Callable[[Queue, str], None]:
     """Puts bytes that no version of ours wrote into a queue."""
-    return lambda queue, text: queue._put(text, 1)  # type: ignore[attr-defined]
+    def send(queue: Queue, text: str) -> None:
+        if isinstance(queue, SqsQueue):
+            queue.sources[1].ask("send_message", MessageBody=text)
+        else:
+            queue._put(text, 1)  # type: ignore[attr-defined]
+
+    return send
