@@ -1,0 +1,224 @@
+"""The store for accounts that still have SimpleDB: one domain, an item for each job, recipe and worker, and the leader.
+
+A job's item holds the record's JSON in parts, and beside it what is searched for (simpledb_items). A write replaces all of
+it in one call, on the condition that `version` is the one that was read; a select finds jobs by ranges of texts that sort
+as the contract wants (simpledb_select). Every read is a consistent one, so nothing lags.
+
+What it costs to stay small: a domain takes some tens of writes a second and 10 GB, and counts are made by counting. Larger
+clusters belong on DynamoDB.
+"""
+
+from __future__ import annotations
+
+import builtins
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from itertools import islice
+from typing import Any, TypeVar
+
+from gevent.pool import Pool
+from pydantic import TypeAdapter, ValidationError
+
+from nommerd import logs
+from nommerd.errors import InfrastructureError
+from nommerd.job import FINAL, Job, JobState, Key, Sweep
+from nommerd.store import simpledb_select as searches
+from nommerd.store.base import (
+    RECIPE_GRACE_SECONDS,
+    Conflict,
+    JobExists,
+    JobPage,
+    JobQuery,
+    Leader,
+    Store,
+    StoreUnavailable,
+    UnknownJob,
+    WorkerRecord,
+)
+from nommerd.store.cursor import Cursor
+from nommerd.store.simpledb_domain import PAGE_MAX, Absent, Attributes, Domain, Mismatch, Row
+from nommerd.store.simpledb_items import (
+    LEADER_ITEM,
+    PING_ITEM,
+    VERSION,
+    Torn,
+    document,
+    item_name,
+    job_attributes,
+    job_item,
+    joined,
+    nameable,
+)
+from nommerd.store.simpledb_recipes import Recipes
+from nommerd.store.simpledb_select import PLACE, STATE, STATE_IN, Where
+
+T = TypeVar("T")
+_WORKER = TypeAdapter(WorkerRecord)
+_LEADER = TypeAdapter(Leader)
+WORKER = "worker"
+DELETES_AT_ONCE = 8
+CREATE_TRIES = 3  # while others create and delete the same job
+
+
+class SimpleStore(Store):
+    """Jobs in one SimpleDB domain. `client` is boto3's `sdb`."""
+
+    def __init__(self, client: Any, domain: str, recipe_grace_seconds: float = RECIPE_GRACE_SECONDS) -> None:
+        self._domain = Domain(client, domain)
+        self._recipes = Recipes(self._domain, recipe_grace_seconds)
+
+    def create(self, job: Job) -> None:
+        item, attributes = _item(job), job_attributes(job)
+        for _ in range(CREATE_TRIES):
+            try:
+                return self._domain.put(item, attributes, expected=(VERSION, None))
+            except Mismatch:
+                found = self._find(job.key)
+            if found is not None:
+                if job.write_id and found.write_id == job.write_id:
+                    return None
+                raise JobExists(found)
+        raise StoreUnavailable(f"Job {job.id} kept being made and deleted.")
+
+    def get(self, key: Key) -> Job:
+        found = self._find(key)
+        if found is None:
+            raise UnknownJob(key.id)
+        return found
+
+    def swap(self, job: Job, expected_version: int) -> None:
+        try:
+            self._domain.put(_item(job), job_attributes(job), expected=(VERSION, str(expected_version)))
+        except Absent:
+            raise UnknownJob(job.id) from None
+        except Mismatch:
+            raise Conflict(job.id) from None
+
+    def list(self, query: JobQuery) -> JobPage:
+        where = searches.listed(query)
+        if searches.unsearchable(query):
+            return JobPage([], None)
+        matching = (job for job in self._jobs(where, query.limit + 1) if query.labels.items() <= job.labels.items())
+        page = builtins.list(islice(matching, query.limit + 1))
+        if len(page) <= query.limit:
+            return JobPage(page, None)
+        return JobPage(page[:-1], Cursor.of(page[-2]).encode())
+
+    def count(self, project: str) -> dict[JobState, int]:
+        def counted(state: JobState) -> int:
+            return self._domain.count(searches.compared(STATE_IN, "=", searches.state_in(project, state)))
+
+        counts = zip(JobState, Pool(len(JobState)).map(counted, JobState), strict=True)
+        return {state: count for state, count in counts if count}
+
+    def unfinished(self, limit: int) -> int:
+        return self._domain.count(searches.one_of(STATE, sorted(set(JobState) - FINAL)), at_most=limit)
+
+    def due_for_sweep(self, kind: Sweep, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
+        return builtins.list(islice(self._jobs(searches.due_for_sweep(kind, now, after), limit), limit))
+
+    def webhooks_due(self, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
+        return builtins.list(islice(self._jobs(searches.webhooks_due(now, after), limit), limit))
+
+    def delete_finals(self, finished_before: datetime, limit: int) -> int:
+        rows = self._domain.select(searches.quoted_name(VERSION), searches.finals(finished_before), limit)
+        found = builtins.list(islice(rows, limit))
+        deleted = Pool(DELETES_AT_ONCE).map(lambda row: self._delete_unchanged(row.name, row.attributes[VERSION]), found)
+        self._recipes.delete_unnamed()
+        return sum(deleted)
+
+    def _delete_unchanged(self, item: str, version: str) -> bool:
+        """Whether the item is gone: one that was retried meanwhile stays."""
+        try:
+            self._domain.delete(item, expected=(VERSION, version))
+        except Absent:  # somebody's deletion, or our own whose answer was lost
+            return True
+        except Mismatch:
+            return False
+        return True
+
+    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
+        """Each write costs money: renewals carry the progress."""
+
+    def put_recipe(self, recipe_hash: str, document: str) -> None:
+        self._recipes.put(recipe_hash, document)
+
+    def get_recipe(self, recipe_hash: str) -> str:
+        return self._recipes.get(recipe_hash)
+
+    def put_worker(self, worker: WorkerRecord) -> None:
+        body = _WORKER.dump_json(worker).decode()
+        self._domain.put(item_name("worker", worker.name), {WORKER: searches.named(worker.name), **document(body)})
+
+    def workers(self) -> Sequence[WorkerRecord]:
+        rows = self._domain.select("*", f"{searches.quoted_name(WORKER)} is not null", PAGE_MAX)
+        return sorted(_readable(rows, _worker), key=lambda worker: worker.name)
+
+    def delete_worker(self, name: str) -> None:
+        self._domain.delete(item_name("worker", name))
+
+    def leader(self) -> Leader:
+        attributes = self._domain.get(LEADER_ITEM)
+        return _LEADER.validate_json(_body(attributes)) if attributes else Leader()
+
+    def swap_leader(self, leader: Leader, expected_version: int) -> None:
+        attributes = {VERSION: str(leader.version), **document(_LEADER.dump_json(leader).decode())}
+        try:
+            self._domain.put(LEADER_ITEM, attributes, expected=(VERSION, str(expected_version) if expected_version else None))
+        except Mismatch:
+            raise Conflict("leader") from None
+
+    def wipe(self) -> None:
+        self._domain.delete_all(PLACE)
+        self._recipes.wipe()
+
+    def ping(self) -> None:
+        """Writes for real: SimpleDB may refuse writes alone, and so may a policy."""
+        self._domain.put(PING_ITEM, {"at": str(time.time())})
+
+    def close(self) -> None:
+        self._domain.close()
+
+    def _find(self, key: Key) -> Job | None:
+        item = job_item(key)
+        attributes = self._domain.get(item) if nameable(item) else {}
+        return _job(attributes) if attributes else None
+
+    def _jobs(self, where: Where, page: int) -> Iterator[Job]:
+        """The jobs of a search, in its order; `page` of them are asked for at a time."""
+        return _readable(self._domain.select("*", where, page), _job)
+
+
+def _item(job: Job) -> str:
+    item = job_item(job.key)
+    if not nameable(item):
+        raise InfrastructureError("internal.record_too_large", "The job's id is longer than SimpleDB takes.", retryable=False)
+    return item
+
+
+def _readable(rows: Iterable[Row], decode: Callable[[Attributes], T]) -> Iterator[T]:
+    """What can be read. One that cannot must not hide the others: it is left out, and logged."""
+    for row in rows:
+        try:
+            yield decode(row.attributes)
+        except InfrastructureError as error:
+            logs.get().error("record.unreadable", why=f"{row.name}: {error.message}")
+
+
+def _job(attributes: Attributes) -> Job:
+    return Job.decode(_body(attributes))
+
+
+def _worker(attributes: Attributes) -> WorkerRecord:
+    try:
+        return _WORKER.validate_json(_body(attributes))
+    except ValidationError as error:
+        raise InfrastructureError("internal.bad_record", f"It cannot be read ({error.error_count()} faults).") from None
+
+
+def _body(attributes: Attributes) -> str:
+    try:
+        return joined(attributes)
+    except Torn:
+        raise InfrastructureError("internal.bad_record", "A stored record is not whole.") from None
