@@ -11,12 +11,15 @@ from nommerd.store.base import Store
 from nommerd.store.memory import MemoryStore
 
 _MEMORY: dict[str, MemoryStore] = {}
+_CONNECT_SECONDS = 2.0  # a store answers within milliseconds, and a lease must outlive a call that hangs and its second try
+_READ_SECONDS = 5.0
 _HINT = "Use sqlite:///nommerd.db, dynamodb://TABLE, simpledb://DOMAIN, or memory:// within one process."
 
 
-def open_store(url: str, data_dir: Path, clients: Clients | None = None) -> Store:
+def open_store(url: str, data_dir: Path, clients: Clients | None = None, *, keep_finished_days: float = 30.0) -> Store:
     """The store a URL names: `sqlite:///FILE` (relative: in `data_dir`), `sqlite:////PATH/FILE`, `dynamodb://TABLE`,
-    `simpledb://DOMAIN`, or `memory://[NAME]`. The AWS ones need `clients`.
+    `simpledb://DOMAIN`, or `memory://[NAME]`. The AWS ones need `clients`. `keep_finished_days` is when a store that can
+    deletes finals by itself.
 
     `memory://` is one store per name and process: what opens it in the same process shares it. Raises ConfigError.
     """
@@ -34,7 +37,8 @@ def open_store(url: str, data_dir: Path, clients: Clients | None = None) -> Stor
     if parts.scheme == "dynamodb" and clients is not None:
         from nommerd.store.dynamodb import DynamoStore
 
-        return DynamoStore(clients("dynamodb"), parts.netloc)
+        client = clients("dynamodb", connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS)
+        return DynamoStore(client, parts.netloc, keep_finished_days=keep_finished_days)
     if parts.scheme == "simpledb" and clients is not None:
         from nommerd.store.simpledb import SimpleStore
 

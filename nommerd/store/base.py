@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
+from typing import ClassVar
 
 from nommerd.errors import InfrastructureError
 from nommerd.job import Job, JobState, Key, Owner, Sweep, new_id, utcnow
@@ -60,6 +61,15 @@ class JobQuery:
     cursor: str | None = None
     limit: int = 50
 
+    def matches(self, job: Job) -> bool:
+        """Whether the job is one of those, wherever its page is."""
+        return (job.project == self.project
+                and (not self.states or job.state in self.states)
+                and self.labels.items() <= job.labels.items()
+                and self.preset in (None, job.preset)
+                and (self.error_code is None or (job.error is not None and job.error.code == self.error_code))
+                and (self.since is None or job.created >= self.since))
+
 
 @dataclass(frozen=True, slots=True)
 class JobPage:
@@ -98,6 +108,9 @@ class Leader:
 
 class Store(ABC):
     """All methods may raise StoreUnavailable. None blocks the hub."""
+
+    keeps_reports: ClassVar[bool] = True  # whether report_progress does anything; else renewals alone carry the progress
+    look_seconds: ClassVar[float] = 1.0  # how often a feeder may ask what is due: longer where each look costs money
 
     @abstractmethod
     def create(self, job: Job) -> None:

@@ -63,7 +63,7 @@ class MemoryStore(Store):
 
     def list(self, query: JobQuery) -> JobPage:
         after = Cursor.decode(query.cursor) if query.cursor is not None else None
-        found = sorted((job for job in self._all() if _matches(job, query)), key=Cursor.of, reverse=True)
+        found = sorted((job for job in self._all() if query.matches(job)), key=Cursor.of, reverse=True)
         page = [job for job in found if after is None or Cursor.of(job) < after][:query.limit + 1]
         if len(page) <= query.limit:
             return JobPage(page, None)
@@ -139,12 +139,3 @@ def _page(found: list[tuple[float | None, Job]], now: float, limit: int, after: 
     behind = None if after is None else (after[0] or 0.0, after[1].key)
     jobs = {job.key: job for _, job in found}
     return [jobs[key] for at, key in due if behind is None or (at, key) > behind][:limit]
-
-
-def _matches(job: Job, query: JobQuery) -> bool:
-    return (job.project == query.project
-            and (not query.states or job.state in query.states)
-            and query.labels.items() <= job.labels.items()
-            and query.preset in (None, job.preset)
-            and (query.error_code is None or (job.error is not None and job.error.code == query.error_code))
-            and (query.since is None or job.created >= query.since))

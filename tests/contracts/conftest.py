@@ -14,14 +14,25 @@ from nommerd.bus.memory import MemoryBus
 from nommerd.bus.sqs import SqsQueue
 from nommerd.sqlite import Database
 from nommerd.store.base import RECIPE_GRACE_SECONDS, Store
+from nommerd.store.dynamodb import DynamoStore
 from nommerd.store.memory import MemoryStore
 from nommerd.store.sqlite import SqliteStore
+from tests.contracts.lagging import lagging_store, new_table
+from tests.emulator import emulator
 from tests.sqs import new_bus
+
+
+def _dynamodb(folder: Path, grace: float = RECIPE_GRACE_SECONDS) -> Store:
+    client = emulator().client("dynamodb")
+    return DynamoStore(client, new_table(client), grace)
+
 
 OpenStore = Callable[..., Store]
 STORES: dict[str, OpenStore] = {
     "memory": lambda folder, grace=RECIPE_GRACE_SECONDS: MemoryStore(grace),
     "sqlite": lambda folder, grace=RECIPE_GRACE_SECONDS: SqliteStore(Database.open(folder / "nommerd.db"), grace),
+    "dynamodb": _dynamodb,
+    "dynamodb, indexes lagging": lambda folder, grace=RECIPE_GRACE_SECONDS: lagging_store(grace),
 }
 BUSES: dict[str, Callable[[Path], Bus]] = {
     "memory": lambda folder: MemoryBus(),

@@ -1,0 +1,338 @@
+"""Records in one DynamoDB table, made by `nommerd aws setup` (nommerd.store.dynamodb_table).
+
+Items, by primary key (pk, sk):
+
+| item | pk | sk | holds |
+|---|---|---|---|
+| job | job#PROJECT#ID | job | `body` (the record as JSON, at most 8 KB), `version`, and what the indexes need |
+| recipe | recipe#HASH | recipe | `body`, `stored`; under its hash, so never changed |
+| heartbeat | workers | NAME | `body` |
+| leader | leader | leader | `body`, `version` |
+| ping | ping | ping | nothing |
+
+Every write of a job or the leader is conditional on `version`; the item that is there comes back with a refusal, so that our
+own write whose answer was lost (botocore tries again by itself) is told from somebody else's. Reads of records are
+consistent.
+
+Indexes (global, each sparse: an item is in those whose keys it has). A partition of an index takes 1,000 writes a second, so
+each key ends in one of SHARDS, and a reader merges them in order:
+
+| index | partition, sort key | is read for |
+|---|---|---|
+| created | PROJECT#SHARD, made#ID | listing all states; written once for each job |
+| state | PROJECT#STATE#SHARD, made#ID | listing some states, counting |
+| sweep | KIND#SHARD, when#PROJECT#ID | due_for_sweep, unfinished |
+| webhook | SHARD, when#PROJECT#ID | webhooks_due |
+| age | final#SHARD, ended#PROJECT#ID; recipe, stored#HASH | delete_finals |
+
+Beside their keys they hold what never changes while a job runs (preset, labels, recipe hash; the error's code), so a renewal
+of a lease writes the item and no index. Indexes lag behind the table by some moments. So they only say which records to
+look at: those are read from the table, consistently, and what no longer fits is dropped. A job that was changed this
+very moment may be missing from a list by state until its index has caught up, and is found by the next sweep; none is ever
+shown in a state that it does not have.
+
+Finals carry `expires` (keep_finished_days after their end; a retry removes it), and AWS deletes them within days after that
+for nothing. `delete_finals` deletes those that it is faster with, and recipes.
+
+What it costs (on demand, us-east-1 since November 2024: a million write units 0.625 USD, a million read units 0.125 USD; a
+write unit is 1 KB of an item, or one entry of an index; a read unit 4 KB consistently or 8 KB of an index; a record is
+about 2 KB):
+
+| operation | units |
+|---|---|
+| create | 2 write + 3 index entries (4 with a notify_url) |
+| get | 1 read |
+| update | 1 read, 2 write; + 2 index entries when the state changes, + 2 when it is claimed, released or marked as sent |
+| a page of a list | half a read for each partition (SHARDS, of each state asked for) + 1 for each job |
+| a filter that few pass | half a read for each 20 or so entries looked through |
+| count | half a read for each 25 or so jobs of the project: 0.0003 USD at 100,000 jobs; ask seldom |
+| due_for_sweep, webhooks_due | half a read for each of SHARDS, + 1 for each job found |
+| heartbeat, ping, leader | 1 write (the leader also 1 read) |
+
+A job of five minutes, all told: about 90 write and 45 read units, 0.00006 USD. A feeder with nothing to do sweeps and looks
+for webhooks every 5 s (16 queries, 8 read units) and renews its lead every 4 s: 4.8 million read and 0.65 million write
+units a month, 1.01 USD. A worker's heartbeat each minute: 0.03 USD a month.
+"""
+
+from __future__ import annotations
+
+import builtins
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, ClassVar
+
+from pydantic import TypeAdapter
+
+from nommerd import logs
+from nommerd.errors import InfrastructureError, InputError
+from nommerd.job import Job, JobState, Key, Sweep
+from nommerd.store import dynamodb_index as index
+from nommerd.store import dynamodb_items as items
+from nommerd.store.base import (
+    RECIPE_GRACE_SECONDS,
+    Conflict,
+    JobExists,
+    JobPage,
+    JobQuery,
+    Leader,
+    Store,
+    StoreUnavailable,
+    UnknownJob,
+    WorkerRecord,
+)
+from nommerd.store.cursor import Cursor
+from nommerd.store.dynamodb_calls import Refused, Table
+from nommerd.store.dynamodb_index import Range, Walk
+from nommerd.store.dynamodb_items import Item
+from nommerd.store.dynamodb_table import AGE, CREATED, INDEXES, STATE, SWEEP, TTL_ATTRIBUTE, WEBHOOK
+
+KEEP_FINISHED_DAYS = 30.0
+DAY_SECONDS = 86400.0
+RECIPE_BYTES_MAX = 390_000  # of the 400 KB that an item may have
+RECIPE_LOOK_GRACES = 24  # how often the recipes are looked through, in times of their grace: once a day
+RECIPES_AT_ONCE = 10_000
+LABELS_FILTERED = 10  # by the service, the others here
+_WORKER = TypeAdapter(WorkerRecord)
+_LEADER = TypeAdapter(Leader)
+
+
+class DynamoStore(Store):
+    """Jobs in a DynamoDB table. The client is shared, and made elsewhere."""
+
+    keeps_reports: ClassVar[bool] = False
+    look_seconds: ClassVar[float] = 5.0
+
+    def __init__(self, client: Any, table: str, recipe_grace_seconds: float = RECIPE_GRACE_SECONDS, *,
+                 keep_finished_days: float = KEEP_FINISHED_DAYS) -> None:
+        """Raises ConfigError where the table is missing or may not be written; a service that is out of reach may come back."""
+        self._table = Table(client, table)
+        self._grace = recipe_grace_seconds
+        self._keep_seconds = keep_finished_days * DAY_SECONDS
+        self._recipes_looked: float | None = None
+        self._closed = False
+        with suppress(StoreUnavailable):
+            self.ping()
+
+    # --- jobs ----------------------------------------------------------------------------------------------------
+
+    def create(self, job: Job) -> None:
+        try:
+            self._open.put(items.job_item(job, self._keep_seconds), "attribute_not_exists(pk)")
+        except Refused as refused:
+            found = self.get(job.key) if refused.item is None else Job.decode(refused.item["body"]["S"])
+            if not job.write_id or found.write_id != job.write_id:
+                raise JobExists(found) from None
+
+    def get(self, key: Key) -> Job:
+        where = items.job_key(key)
+        found = None if where is None else self._open.get(where, "body")
+        if found is None:
+            raise UnknownJob(key.id)
+        return Job.decode(found["body"]["S"])
+
+    def swap(self, job: Job, expected_version: int) -> None:
+        item = items.job_item(job, self._keep_seconds)
+        try:
+            self._open.put(item, "version = :expected", {":expected": {"N": str(expected_version)}})
+        except Refused as refused:
+            if refused.item is None:
+                raise UnknownJob(job.id) from None
+            if refused.item["body"] != item["body"]:  # else it is what this very call wrote, its answer lost
+                raise Conflict(job.id) from None
+
+    # --- many jobs -----------------------------------------------------------------------------------------------
+
+    def list(self, query: JobQuery) -> JobPage:
+        part = _listed(query)
+        walk = Walk(self._open, part, query.limit + 2)
+        jobs: dict[Key, Job] = {}  # one that moves between two states may be met in both
+        while len(jobs) <= query.limit and (entries := walk.take(query.limit + 1 - len(jobs))):
+            behind = [entry for entry in entries if entry["created_at"]["S"] != part.highest]  # the cursor's own job
+            jobs |= {job.key: job for _, job in self._records(behind) if query.matches(job)}
+        page = [*jobs.values()][:query.limit]
+        return JobPage(page, Cursor.of(page[-1]).encode() if len(jobs) > query.limit else None)
+
+    def count(self, project: str) -> dict[JobState, int]:
+        def many(state: JobState) -> int:
+            return index.count(self._open, Range(index=STATE, partitions=items.state_partitions(project, state)))
+
+        counted = zip(JobState, self._open.side_by_side(many, JobState), strict=True)
+        return {state: count for state, count in counted if count}
+
+    def unfinished(self, limit: int) -> int:
+        partitions = [name for kind in Sweep for name in items.sweep_partitions(kind)]
+        unsettled = Range(index=SWEEP, partitions=partitions, condition="attribute_not_exists(age_in)")
+        return min(index.count(self._open, unsettled, limit), limit)
+
+    def due_for_sweep(self, kind: Sweep, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
+        behind = None if after is None else items.due(after.sweep_at or 0.0, after.key)
+        return self._due(SWEEP, items.sweep_partitions(kind), lambda job: job.sweep_at, now, limit, behind)
+
+    def webhooks_due(self, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
+        behind = None if after is None else items.due(after.webhook_at or 0.0, after.key)
+        return self._due(WEBHOOK, items.WEBHOOK_PARTITIONS, lambda job: job.webhook_at, now, limit, behind)
+
+    def _due(self, name: str, partitions: Sequence[str], at: Callable[[Job], float | None], now: float, limit: int,
+             behind: str | None) -> builtins.list[Job]:
+        """Records that stand in the index where their entry says: the others have changed, and their new entry comes."""
+        sort_key = INDEXES[name][1]
+        part = Range(index=name, partitions=partitions, lowest=behind or index.FIRST, highest=items.moment(now, 1))
+        walk = Walk(self._open, part, limit + 1)
+        jobs: list[Job] = []
+        while len(jobs) < limit and (entries := walk.take(limit - len(jobs))):
+            for entry, job in self._records([entry for entry in entries if entry[sort_key]["S"] != behind]):
+                place, due = items.places(job).get(name), at(job)
+                if place is not None and place.at == entry[sort_key]["S"] and due is not None and due <= now:
+                    jobs.append(job)
+        return jobs
+
+    def _records(self, entries: Sequence[Item]) -> Iterator[tuple[Item, Job]]:
+        """The records that index entries name, as they are now. What cannot be read must not hide the others."""
+        keys = {(entry["pk"]["S"], entry["sk"]["S"]): entry for entry in entries}
+        found = self._open.get_many([{"pk": entry["pk"], "sk": entry["sk"]} for entry in keys.values()], "body")
+        for key, entry in keys.items():
+            if key not in found:
+                continue  # deleted since
+            try:
+                yield entry, Job.decode(found[key]["body"]["S"])
+            except InfrastructureError as error:
+                logs.get().error("record.unreadable", why=f"{error.message} It begins with {found[key]['body']['S'][:60]!r}.")
+
+    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
+        """Nothing: each write costs money, and renewals carry the progress."""
+
+    # --- deleting ------------------------------------------------------------------------------------------------
+
+    def delete_finals(self, finished_before: datetime, limit: int) -> int:
+        """Each under the condition that it ended when its index entry says: a retry in between saves it."""
+        ended = Range(index=AGE, partitions=items.FINAL_PARTITIONS, highest=items.moment(finished_before.timestamp()))
+        walk = Walk(self._open, ended, limit)
+        deleted = 0
+        while deleted < limit and (entries := walk.take(limit - deleted)):
+            deleted += sum(self._open.side_by_side(self._delete_aged, entries))
+        if deleted < limit:
+            self._delete_recipes()
+        return deleted
+
+    def _delete_aged(self, entry: Item) -> bool:
+        return self._open.delete_if({"pk": entry["pk"], "sk": entry["sk"]}, "age_at", entry["age_at"]["S"])
+
+    def _delete_recipes(self) -> None:
+        """Recipes that were not stored anew for the grace, less those that a job names. Which ones a job names, the index of
+        all jobs tells: it lags by moments, while a recipe is stored anew for a job long before its grace is over."""
+        now = time.monotonic()
+        if self._recipes_looked is not None and now < self._recipes_looked + RECIPE_LOOK_GRACES * self._grace:
+            return
+        stale = Range(index=AGE, partitions=[items.RECIPE_PARTITION], highest=items.moment(time.time() - self._grace, 1))
+        walk = Walk(self._open, stale, RECIPES_AT_ONCE)
+        while entries := walk.take(RECIPES_AT_ONCE):
+            unnamed = {entry["pk"]["S"].removeprefix("recipe#"): entry for entry in entries}
+            for answer in self._open.pages("scan", IndexName=CREATED, ProjectionExpression="recipe"):
+                for job in answer["Items"]:
+                    unnamed.pop(job.get("recipe", {}).get("S", ""), None)
+                if not unnamed:
+                    break
+            self._open.side_by_side(self._delete_aged, unnamed.values())
+        self._recipes_looked = now
+
+    def wipe(self) -> None:
+        """Reads the whole table, once."""
+        wanted: dict[str, Any] = {
+            "ConsistentRead": True, "ProjectionExpression": "pk, sk",
+            "FilterExpression": "begins_with(pk, :job) OR begins_with(pk, :recipe)",
+            "ExpressionAttributeValues": {":job": {"S": "job#"}, ":recipe": {"S": "recipe#"}}}
+        for answer in self._open.pages("scan", **wanted):
+            self._open.delete_many(answer["Items"])
+
+    # --- recipes, workers, leader --------------------------------------------------------------------------------
+
+    def put_recipe(self, recipe_hash: str, document: str) -> None:
+        if len(document.encode()) > RECIPE_BYTES_MAX:
+            raise InputError("recipe.too_large", f"The recipe takes more than {RECIPE_BYTES_MAX // 1000} KB.",
+                             "Use fewer renditions or shorter settings.")
+        now = time.time()
+        found = self._open.get(items.recipe_key(recipe_hash), "stored")
+        if found is not None and float(found["stored"]["N"]) > now - self._grace / 2:
+            return  # else a fresh time keeps it through the grace that its job needs
+        place = items.recipe_place(recipe_hash, now)
+        self._open.put({**items.recipe_key(recipe_hash), "body": {"S": document}, "stored": {"N": f"{now:.6f}"},
+                        "age_in": {"S": place.partition}, "age_at": {"S": place.at}})
+
+    def get_recipe(self, recipe_hash: str) -> str:
+        found = self._open.get(items.recipe_key(recipe_hash), "body")
+        if found is None:
+            raise LookupError(recipe_hash)
+        return str(found["body"]["S"])
+
+    def put_worker(self, worker: WorkerRecord) -> None:
+        """One that is silent as long as finals are kept is forgotten: nodes come and go under names of their own."""
+        self._open.put({**items.worker_key(worker.name), "body": {"S": _WORKER.dump_json(worker).decode()},
+                        TTL_ATTRIBUTE: {"N": str(int(time.time() + self._keep_seconds))}})
+
+    def workers(self) -> Sequence[WorkerRecord]:
+        pages = self._open.pages("query", ConsistentRead=True, KeyConditionExpression="pk = :workers",
+                                 ExpressionAttributeValues={":workers": {"S": "workers"}})
+        found = [_WORKER.validate_json(item["body"]["S"]) for page in pages for item in page["Items"]]
+        return sorted(found, key=lambda worker: worker.name)
+
+    def delete_worker(self, name: str) -> None:
+        self._open.call("delete_item", Key=items.worker_key(name))
+
+    def leader(self) -> Leader:
+        found = self._open.get(items.LEADER_KEY, "body")
+        return Leader() if found is None else _LEADER.validate_json(found["body"]["S"])
+
+    def swap_leader(self, leader: Leader, expected_version: int) -> None:
+        body = {"S": _LEADER.dump_json(leader).decode()}
+        item = {**items.LEADER_KEY, "version": {"N": str(leader.version)}, "body": body}
+        try:
+            if expected_version == 0:
+                self._open.put(item, "attribute_not_exists(pk)")
+            else:
+                self._open.put(item, "version = :expected", {":expected": {"N": str(expected_version)}})
+        except Refused as refused:
+            if refused.item is None or refused.item["body"] != body or not leader.write_id:
+                raise Conflict("leader") from None
+
+    # --- the service ---------------------------------------------------------------------------------------------
+
+    def ping(self) -> None:
+        """Writes for real: one unit."""
+        self._open.put(items.PING_KEY)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._table.client.close()
+
+    @property
+    def _open(self) -> Table:
+        if self._closed:
+            raise StoreUnavailable("The store is closed.")
+        return self._table
+
+
+def _listed(query: JobQuery) -> Range:
+    """The part of an index that a listing looks through. Its filter drops most of what does not match before it is read."""
+    partitions = [name for state in sorted(query.states) for name in items.state_partitions(query.project, state)]
+    return Range(index=STATE if partitions else CREATED, partitions=partitions or items.created_partitions(query.project),
+                 lowest=index.FIRST if query.since is None else items.moment(query.since.timestamp()),
+                 highest=index.LAST if query.cursor is None else items.made(Cursor.decode(query.cursor)),
+                 newest_first=True, **_filter(query))
+
+
+def _filter(query: JobQuery) -> dict[str, Any]:
+    """Range's condition on entries, its names and values."""
+    tests: list[str] = []
+    names: dict[str, str] = {}
+    values: Item = {}
+    for attribute, value in (("preset", query.preset), ("code", query.error_code)):
+        if value is not None:
+            tests.append(f"#{attribute} = :{attribute}")
+            names[f"#{attribute}"], values[f":{attribute}"] = attribute, {"S": value}
+    for number, pair in enumerate(sorted(query.labels.items())[:LABELS_FILTERED]):
+        tests.append(f"contains(#labels, :label{number})")
+        names["#labels"], values[f":label{number}"] = "labels", {"S": items.label(*pair)}
+    return {"condition": " AND ".join(tests) or None, "names": names, "values": values}
