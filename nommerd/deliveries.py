@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from gevent.pool import Pool
 
 from nommerd import lifecycle, logs
-from nommerd.api.view import webhook_json
+from nommerd.api.view import webhook_form, webhook_json
 from nommerd.errors import ConfigError, InfrastructureError
 from nommerd.job import Event, Job, Key, utcnow
 from nommerd.secrets import Keyring
@@ -32,10 +32,12 @@ class Deliveries:
     """`kick` delivers a job's events now if one is due; `run_due` finds the others. `leads` is asked before each."""
 
     def __init__(self, store: Store, keyring: Keyring, deliver: Deliver, *, max_tries: int, leads: Callable[[], bool],
-                 at_once: int = AT_ONCE) -> None:
+                 deliver_form: Deliver | None = None, at_once: int = AT_ONCE) -> None:
+        """`deliver_form` is for bodies that are forms."""
         self._store = store
         self._keyring = keyring
         self._deliver = deliver
+        self._deliver_form = deliver_form or deliver
         self._max_tries = max_tries
         self._leads = leads
         self._pool = Pool(at_once)
@@ -123,8 +125,11 @@ class Deliveries:
         """What cannot even be sent waits for its next try like what was refused: else it would be the longest overdue for
         ever, and others would never have their turn."""
         try:
-            body = json.dumps(webhook_json(job, event), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
-            return self._deliver(self._url(job), message_id(job.id, event.seq), body, utcnow())
+            if job.webhook.form:
+                deliver, body = self._deliver_form, webhook_form(job, event)
+            else:
+                deliver, body = self._deliver, _json(webhook_json(job, event))
+            return deliver(self._url(job), message_id(job.id, event.seq), body, utcnow())
         except ConfigError as error:
             return Reply(None, why=f"{error.code}: {error.message}")
         except Exception as error:
@@ -134,6 +139,10 @@ class Deliveries:
     def _url(self, job: Job) -> str:
         hidden = self._keyring.decrypt(job.secrets) if job.secrets else {}
         return str(hidden.get("notify_url") or job.notify_url)
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def _receiver(job: Job) -> str:

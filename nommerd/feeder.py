@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import timedelta
 from urllib.parse import urlsplit
 
@@ -16,8 +17,9 @@ from gevent.pool import Pool
 
 from nommerd import logs, sqlite
 from nommerd.api.app import Deps, create_app
-from nommerd.api.auth import Gate, Hosts
+from nommerd.api.auth import EVERYBODY, Gate, Hosts, Networks
 from nommerd.api.jobs import Jobs, Recipes
+from nommerd.api.original import Original, check_nommers
 from nommerd.api.server import Server
 from nommerd.api.waiters import Waiters
 from nommerd.aws.clients import Clients
@@ -39,7 +41,7 @@ from nommerd.storage.base import StorageRegistry
 from nommerd.store import open_store
 from nommerd.store.base import Store
 from nommerd.sweeper import Sweeper
-from nommerd.webhook import deliver, load_or_make_secret
+from nommerd.webhook import FORM, deliver, load_or_make_secret
 
 EXIT_CONFIG = 2
 STOP_SECONDS = 5.0  # for running requests, once asked to stop
@@ -75,6 +77,7 @@ class Feeder:
         self.waiters = Waiters()
         self.deliveries = Deliveries(
             store, keyring, lambda url, id, body, at: deliver(egress, url, webhook_secret, id, body, at),
+            deliver_form=lambda url, id, body, at: deliver(egress, url, webhook_secret, id, body, at, content_type=FORM),
             max_tries=settings.webhooks.max_tries, leads=lambda: self.leadership.leads)
         self.sweeper = Sweeper(store, bus, self.sending, LeaseWatch(me=me), self.changed,
                                max_attempts=settings.worker.max_attempts,
@@ -82,7 +85,11 @@ class Feeder:
         jobs = Jobs(store=store, sending=self.sending, storage=storage, recipes=Recipes(store, catalog.resolve),
                     keyring=keyring, check_notify=lambda url: egress.check(url, "webhook"), on_change=self.changed,
                     waiters=self.waiters)
-        app = create_app(Deps(jobs=jobs, gate=Gate(tokens, Hosts(settings.api.host, settings.api.hosts)), ready=self._ready))
+        old = settings.api.original
+        original = Original(jobs=replace(jobs, project=old.project), nommers=old.nommers) if old.enabled else None
+        gate = Gate(tokens, Hosts(settings.api.host, settings.api.hosts),
+                    original=Networks(old.networks) if old.enabled else EVERYBODY)  # switched off, it is not there for anybody
+        app = create_app(Deps(jobs=jobs, gate=gate, ready=self._ready, original=original))
         self._server = Server(settings.api.host, settings.api.port, app)
         self._next_retention = time.monotonic()
 
@@ -248,6 +255,7 @@ def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     catalog = Catalog(settings.paths.pipelines, settings.paths.presets, load_stages(settings.stages))
     if catalog.errors:
         raise ManyErrors(catalog.errors)
+    check_nommers(settings.api.original.nommers, catalog.pipelines)
     egress = Egress(settings.net.allow_networks)
     keyring = Keyring.load_or_make(data, settings.secrets.keys, make=True)
     token = secret_file(settings.token_file, make=True)
@@ -256,7 +264,7 @@ def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     storage = build_registry(settings.storage.file_roots, egress, settings.storage.max_source_bytes, settings.storage.backends,
                              closed=settings.own_files)
     clients = Clients(settings.aws)
-    store = open_store(settings.store, data, clients)
+    store = open_store(settings.store, data, clients, keep_finished_days=settings.jobs.keep_finished_days)
     stack.callback(store.close)
     bus = open_bus(settings.bus, data, clients)
     stack.callback(bus.close)

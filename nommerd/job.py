@@ -155,6 +155,7 @@ class Webhook:
     next_at: datetime | None = None
     disabled: bool = False
     states: tuple[JobState, ...] | None = None  # which states are posted; None: each change
+    form: bool = False  # as a form with the original system's three fields
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,7 +196,7 @@ class Job:
     staged: tuple[Staged, ...] = ()
     outputs: tuple[Output, ...] = ()
     error: Problem | None = None
-    warnings: tuple[Problem, ...] = ()
+    warnings: tuple[Problem, ...] = ()  # those without an attempt were given at submit, and stay
     attempts: tuple[Attempt, ...] = ()
     event_seq: int = 0
     events: tuple[Event, ...] = ()  # the last EVENTS_KEPT

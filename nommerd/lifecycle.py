@@ -77,8 +77,8 @@ def retry(at: datetime) -> Change:
     def change(job: Job) -> Job:
         if job.state not in RETRYABLE_STATES:
             raise Refused(job, "only an ERROR, ABANDONED or CANCELLED job can be retried")
-        return job.move(JobState.PENDING, at, attempts_charged=0, cancel_requested=False, error=None, warnings=(),
-                        progress=0.0, stage=None, message_id=None, sent_at=at)
+        return job.move(JobState.PENDING, at, attempts_charged=0, cancel_requested=False, error=None,
+                        warnings=_warned(job, ()), progress=0.0, stage=None, message_id=None, sent_at=at)
 
     return change
 
@@ -156,7 +156,7 @@ def stage(owner: Owner, staged: Sequence[Staged], warnings: Sequence[Problem] = 
 
     def change(job: Job) -> Job:
         _owned(job, owner)
-        return replace(job, staged=tuple(staged), warnings=tuple(warnings)[:WARNINGS_KEPT],
+        return replace(job, staged=tuple(staged), warnings=_warned(job, warnings),
                        lease_version=job.lease_version + 1)
 
     return change
@@ -178,7 +178,7 @@ def finish(owner: Owner, outputs: Sequence[Output], warnings: Sequence[Problem],
     def change(job: Job) -> Job:
         _owned(job, owner)
         done = _released(job, at, "finished")
-        return done.move(JobState.FINISHED, at, outputs=tuple(outputs), warnings=tuple(warnings)[:WARNINGS_KEPT], staged=(),
+        return done.move(JobState.FINISHED, at, outputs=tuple(outputs), warnings=_warned(job, warnings), staged=(),
                          error=None, progress=1.0, stage=None)
 
     return change
@@ -189,7 +189,7 @@ def fail(owner: Owner, problem: Problem, warnings: Sequence[Problem], max_attemp
 
     def change(job: Job) -> Job:
         _owned(job, owner)
-        ended = replace(_released(job, at, problem.code), warnings=tuple(warnings)[:WARNINGS_KEPT])
+        ended = replace(_released(job, at, problem.code), warnings=_warned(job, warnings))
         return _again_or_error(ended, problem, max_attempts, at)
 
     return change
@@ -257,6 +257,12 @@ def event_postponed(seq: int, next_at: datetime | None) -> Change:
 def _owned(job: Job, owner: Owner) -> None:
     if job.owner is None or job.owner.claim != owner.claim or job.state.final:
         raise Fenced(f"job {job.id} is {job.state} under token {job.token}: no longer ours")
+
+
+def _warned(job: Job, warnings: Sequence[Problem]) -> tuple[Problem, ...]:
+    """The warnings given at submit, then these of an attempt."""
+    given = tuple(warning for warning in job.warnings if warning.attempt is None)
+    return (*given, *(warning for warning in warnings if warning not in given))[:WARNINGS_KEPT]
 
 
 def _released(job: Job, at: datetime, why: str) -> Job:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from standardwebhooks import Webhook
 
-from nommerd import logs
+from nommerd import __version__, logs
 from nommerd.errors import NommerdError
 from nommerd.job import utcnow
 from nommerd.net.egress import Egress
@@ -26,6 +26,8 @@ from nommerd.secrets import Secret, check_webhook_secret, new_webhook_secret, se
 if TYPE_CHECKING:
     from nommerd.net.session import Answer
 
+JSON, FORM = "application/json", "application/x-www-form-urlencoded"  # what a body is
+USER_AGENT = f"nommerd-feeder/{__version__}"
 TOTAL_SECONDS = 15.0
 REPLY_BYTES_MAX = 64 * 1024
 GONE = 410
@@ -62,10 +64,10 @@ def sign(secret: Secret, message_id: str, body: bytes, at: datetime) -> dict[str
 
 
 def deliver(egress: Egress, url: str, secret: Secret, message_id: str, body: bytes, at: datetime, *,
-            total_seconds: float = TOTAL_SECONDS) -> Reply:
+            content_type: str = JSON, total_seconds: float = TOTAL_SECONDS) -> Reply:
     """POST the event once, within `total_seconds`, reading at most REPLY_BYTES_MAX of the reply. Never raises for what
     a receiver or the network does."""
-    headers = {**sign(secret, message_id, body, at), "Content-Type": "application/json"}
+    headers = {**sign(secret, message_id, body, at), "Content-Type": content_type, "User-Agent": USER_AGENT}
     try:
         with watched(lambda: egress.post(url, body, "webhook", headers), None, total_seconds) as answer:
             _drain(answer)

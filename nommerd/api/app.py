@@ -14,10 +14,11 @@ from typing import Any
 from bottle import Bottle, HTTPError, HTTPResponse, request, response
 
 from nommerd import logs
-from nommerd.api.auth import Gate
+from nommerd.api.auth import ORIGINAL_PATHS, Gate
 from nommerd.api.body import read_body
 from nommerd.api.jobs import Jobs
 from nommerd.api.models import wait_query
+from nommerd.api.original import Original, refused
 from nommerd.api.problems import PROBLEM, PROBLEM_HEADERS, SAFE_HEADERS, Refusal, busy, from_error, refuse
 from nommerd.api.view import job_json
 from nommerd.errors import InfrastructureError, InputError, ManyErrors, NommerdError
@@ -35,6 +36,7 @@ class Deps:
     jobs: Jobs
     gate: Gate
     ready: Callable[[], None]
+    original: Original | None = None  # the original system's call
 
 
 def create_app(deps: Deps) -> Wsgi:
@@ -44,6 +46,8 @@ def create_app(deps: Deps) -> Wsgi:
     app.default_error_handler = _bottle_error
     _add_jobs(app, deps.jobs)
     _add_pages(app, deps.ready)
+    if deps.original is not None:
+        _add_original(app, deps.original)
     check = deps.gate.check
 
     def application(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
@@ -51,6 +55,8 @@ def create_app(deps: Deps) -> Wsgi:
             check(environ)
             return app.wsgi(environ, start_response)  # type: ignore[no-any-return]
         except Refusal as error:
+            if deps.original is not None and error.status in (401, 429) and environ["PATH_INFO"] in ORIGINAL_PATHS:
+                return _json(refused(error))(environ, start_response)  # type: ignore[no-any-return]
             refusal = error
         except (NommerdError, ManyErrors) as error:
             refusal = _our_error(error)
@@ -90,6 +96,16 @@ def _add_jobs(app: Bottle, jobs: Jobs) -> None:
     app.route("/v1/jobs/<job_id>", "GET", show)
     app.route("/v1/jobs/<job_id>/cancel", "POST", cancel)
     app.route("/v1/jobs/<job_id>/retry", "POST", retry)
+
+
+def _add_original(app: Bottle, original: Original) -> None:
+    def submit() -> HTTPResponse:
+        environ = request.environ
+        answer, headers = original.submit(lambda: read_body(environ))
+        return _json(answer, 200, **headers)
+
+    for path in ORIGINAL_PATHS:
+        app.route(path, "POST", submit)
 
 
 def _add_pages(app: Bottle, ready: Callable[[], None]) -> None:

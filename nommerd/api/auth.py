@@ -11,6 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from hashlib import sha256
+from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 
 from nommerd.api.problems import refuse
@@ -18,6 +19,7 @@ from nommerd.secrets import Secret
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})  # no token needed
+ORIGINAL_PATHS = frozenset({"/job/submit", "/job/submit/"})  # none from networks that the operator names
 WRONG_TOKENS_MAX = 20  # from one address within WRONG_TOKENS_SECONDS; then 429
 WRONG_TOKENS_SECONDS = 60.0
 ADDRESSES_KEPT = 1024
@@ -41,20 +43,48 @@ class Hosts:
         return name.rstrip(".") in self._names
 
 
-class Gate:
-    """Checks every request before anything else sees it. `check` raises Refusal."""
+class Networks:
+    """A set of addresses, as CIDR. The address is the peer's own: nobody's header is believed."""
 
-    def __init__(self, tokens: Iterable[Secret], hosts: Hosts, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, networks: Iterable[str]) -> None:
+        self._networks = [ip_network(text, strict=False) for text in networks]
+
+    def __contains__(self, address: object) -> bool:
+        try:
+            peer = ip_address(str(address))
+        except ValueError:
+            return False
+        if isinstance(peer, IPv6Address) and peer.ipv4_mapped is not None:
+            peer = peer.ipv4_mapped
+        return any(peer in network for network in self._networks)
+
+
+NOBODY = Networks(())
+EVERYBODY = Networks(("0.0.0.0/0", "::/0"))
+
+
+class Gate:
+    """Checks every request before anything else sees it. `check` raises Refusal. `original`: whence the original system's
+    calls may come without a token."""
+
+    def __init__(self, tokens: Iterable[Secret], hosts: Hosts, clock: Callable[[], float] = time.monotonic,
+                 original: Networks = NOBODY) -> None:
         self._hashes = [_digest(token.reveal()) for token in tokens]
         self._hosts = hosts
         self._clock = clock
+        self._original = original
         self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()  # address -> window's begin, wrong tokens in it
 
     def check(self, environ: dict[str, Any]) -> None:
         """403 for a foreign Host or Origin; 401 without a right token where one is needed; 429 after many wrong ones."""
         self._check_origin(environ)
-        if environ["PATH_INFO"] not in OPEN_PATHS and not self._authorized(environ.get("HTTP_AUTHORIZATION", "")):
+        if not self._open(environ) and not self._authorized(environ.get("HTTP_AUTHORIZATION", "")):
             self._refuse_token(environ)
+
+    def _open(self, environ: dict[str, Any]) -> bool:
+        """Whether no token is asked for."""
+        path = environ["PATH_INFO"]
+        return path in OPEN_PATHS or (path in ORIGINAL_PATHS and environ.get("REMOTE_ADDR", "") in self._original)
 
     def _check_origin(self, environ: dict[str, Any]) -> None:
         host = environ.get("HTTP_HOST", "")

@@ -122,17 +122,29 @@ class Jobs:
         except UnknownJob:
             return None
 
-    def _create(self, job_id: str, wanted: Submission, canonical: str | None, size: int) -> tuple[Job, bool]:
+    def submit_recipe(self, wanted: Submission, recipe: Recipe, shape: Callable[[Job], Job], size: int) -> Job:
+        """As `submit`, for a recipe at hand and a record that `shape` completes; `size` is the request's, in bytes."""
         self._check_uris(wanted)
+        return self._add(new_id(), wanted, recipe, None, size, shape)[0]
+
+    def recipe(self, wanted: Submission) -> Recipe:
+        """The recipe a submission asks for."""
         try:
-            recipe = self.recipes.get(wanted)
+            return self.recipes.get(wanted)
         except NommerdError as error:
             raise from_error(error) from None
+
+    def _create(self, job_id: str, wanted: Submission, canonical: str | None, size: int) -> tuple[Job, bool]:
+        self._check_uris(wanted)
+        return self._add(job_id, wanted, self.recipe(wanted), canonical, size)
+
+    def _add(self, job_id: str, wanted: Submission, recipe: Recipe, canonical: str | None, size: int,
+             shape: Callable[[Job], Job] = lambda job: job) -> tuple[Job, bool]:
         if recipe.needs_folder and not is_folder(wanted.dest):
             raise refuse(422, "body.dest", "dest.not_a_folder", f"The pipeline {recipe.pipeline} has several outputs.",
                          "End the destination with /.")
         request_hash = None if canonical is None else self.keyring.fingerprint(canonical)
-        job = self._record(job_id, wanted, recipe, request_hash)
+        job = shape(self._record(job_id, wanted, recipe, request_hash))
         if size > RECORD_BYTES_AT_SUBMIT // 4:
             _check_size(job)
         self.recipes.store(recipe)

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
+from urllib.parse import urlencode
 
 from nommerd.errors import Problem
-from nommerd.job import Attempt, Event, Job, Output, Owner
+from nommerd.job import Attempt, Event, Job, JobState, Output, Owner
+
+DETAILS_KEPT = 1000  # characters of an error, for the original system's receivers
 
 
 def timestamp(at: datetime) -> str:
@@ -89,3 +92,12 @@ def _begun_by(attempt: Attempt, at: datetime) -> Attempt:
 def webhook_json(job: Job, event: Event) -> dict[str, Any]:
     """The payload that tells a receiver of one event; the same at every try of an event that is not the newest."""
     return {"type": f"job.{event.state.value.lower()}", "timestamp": timestamp(event.at), "data": job_json(as_of(job, event))}
+
+
+def webhook_form(job: Job, event: Event) -> bytes:
+    """The payload as the original system's receivers know it. They have never seen WAITING: its job is being encoded."""
+    state = JobState.ENCODING if event.state is JobState.WAITING else event.state
+    error = as_of(job, event).error
+    details = f"{error.code}: {error.message} {error.hint}".strip()[-DETAILS_KEPT:] if error else ""
+    fields = {"unique_id": job.id, "job_state": state.value, "job_state_details": details}
+    return urlencode(fields, errors="replace").encode("ascii")

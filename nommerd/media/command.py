@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nommerd.media.formats import INPUT_FORMATS, INPUT_PROTOCOLS, OUTPUTS
+from nommerd.media.formats import FAST_START_MUXERS, INPUT_FORMATS, INPUT_PROTOCOLS, OUTPUTS
 from nommerd.media.picture import Option, VideoPlan
 from nommerd.media.plan import Plan
 
@@ -180,6 +180,9 @@ def _language(kind: str, languages: Sequence[str | None]) -> list[str]:
             for part in (f"-metadata:s:{kind}:{number}", f"language={language}")]
 
 
+_PASS_FLAGS = {(True, False): 1, (False, False): 3, (False, True): 2}  # by first, last: 1 writes the log, 2 reads it, 3 both
+
+
 # --- raw ----------------------------------------------------------------------------------------------------------
 
 
@@ -190,7 +193,7 @@ def raw(passes: Sequence[RawPass], job: Job, muxer: str, *, total_seconds: float
     commands = []
     for number, one in enumerate(passes, start=1):
         last = number == len(passes)
-        passing = _pass(number, job) if len(passes) > 1 and not one.says("pass", "passlogfile") else ()
+        passing = _pass(_PASS_FLAGS[number == 1, last], job) if len(passes) > 1 and not one.says("pass", "passlogfile") else ()
         timing = _timing(one, passes[-1].muxer or muxer) if len(passes) > 1 else ()
         quiet = () if last or one.muxer is not None else _silent(one)
         argv = (*_head(job), *_input(job, _flat(one.input_options)), *_default_maps(one), *_flat(one.options), *passing,
@@ -234,7 +237,9 @@ def _flat(options: Sequence[Option]) -> tuple[str, ...]:
 
 def fast_start(job: Job, total_seconds: float | None) -> Command:
     """Copy every track of an MP4 or MOV into one whose index comes first. Time code tracks are made anew from the tags."""
-    muxer = next((muxer for muxer, extension in OUTPUTS.values() if job.output.suffix == f".{extension}"), "mp4")
+    suffix = job.output.suffix.lstrip(".")
+    muxer = next((muxer for muxer, extension in OUTPUTS.values() if suffix == extension), None)
+    muxer = muxer or (suffix if suffix in FAST_START_MUXERS else "mp4")
     argv = (*_head(job), *_input(job, ()), "-map", "0:v?", "-map", "0:a?", "-map", "0:s?", "-c", "copy", "-map_metadata", "0",
             "-movflags", "+faststart", *OUTPUT_PROTOCOLS, "-f", muxer, f"file:{job.output}")
     return Command(stage=job.stage, label="fast start", argv=argv, output=job.output, total_seconds=total_seconds)

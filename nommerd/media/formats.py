@@ -46,6 +46,7 @@ OUTPUTS: dict[str, tuple[str, str]] = {
     "aac": ("adts", "aac"),
 }
 FAST_START_CONTAINERS = frozenset({"mp4", "m4a", "mov"})
+FAST_START_MUXERS = frozenset({"mp4", "mov", "ipod", "3gp", "3g2", "psp"})  # of the MP4 family, all that may be written
 
 
 def container_name(format_name: str, major_brand: str | None) -> str:

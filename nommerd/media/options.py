@@ -31,7 +31,9 @@ SIDE = r"(\d{1,4}|1[0-5]\d{3})"  # pixels, as far as sources may go
 SIZE = rf"{SIDE}x{SIDE}|[a-z0-9]{{2,8}}"
 FLAGS = r"[+-]?[A-Za-z0-9_]+([+-][A-Za-z0-9_]+)*"
 FREE = r"[^\x00-\x1f\x7f]{0,500}"
-MUXERS = "|".join(re.escape(name) for name in sorted({muxer for muxer, _ in OUTPUTS.values()} | {"3gp", "aiff", "caf", "ac3"}))
+OLD_MUXERS = {"3gp", "3g2", "psp", "flv", "avi", "asf", "mpeg", "vob", "dvd", "svcd", "vcd", "mp2", "ogv", "oga", "aiff",
+              "caf", "ac3"}
+MUXERS = "|".join(re.escape(name) for name in sorted({muxer for muxer, _ in OUTPUTS.values()} | OLD_MUXERS))
 KEY_FRAME_TIMES = rf"({TIME})(,({TIME})){{0,99}}|expr:gte\(t,n_forced\*\d{{1,4}}(\.\d{{1,3}})?\)|source|chapters"
 
 
@@ -43,17 +45,19 @@ OUTPUT_OPTIONS: dict[str, str] = {
     **_group(WORD, "c codec vcodec acodec scodec preset tune profile pix_fmt sample_fmt deadline quality usage application "
              "vbr coder aac_coder color_range color_primaries color_trc colorspace chroma_sample_location ch_layout "
              "channel_layout fps_mode vsync field_order stereo_mode avoid_negative_ts rc rc_mode frame_duration "
-             "me_method level"),
-    **_group(BITS, "b ab vb minrate maxrate bufsize rc_init_occupancy"),
+             "me_method level coder direct-pred"),
+    **_group(BITS, "b ab vb minrate maxrate bufsize rc_init_occupancy bt muxrate"),
     **_group(WHOLE, "g keyint_min bf refs sc_threshold qmin qmax qdiff b_strategy trellis me_range subq slices threads ac ar "
              "cpu-used row-mt tile-columns tile-rows lag-in-frames auto-alt-ref arnr-maxframes arnr-strength aq-mode "
              "frames vframes aframes rc-lookahead cutoff compression_level id3v2_version write_xing "
-             "b-pyramid weightp weightb cluster_size_limit frag_size frag_duration min_frag_duration error-resilience speed"),
-    **_group(NUMBER, "crf qp q qscale aq aq-strength psy-rd qcomp i_qfactor b_qfactor max-intra-rate undershoot-pct "
-             "overshoot-pct aspect_ratio muxdelay muxpreload"),
+             "b-pyramid weightp weightb cluster_size_limit frag_size frag_duration min_frag_duration error-resilience speed "
+             "bidir_refine packetsize"),
+    **_group(NUMBER, "crf qp q qscale aq aq-strength psy-rd qcomp i_qfactor b_qfactor i_qoffset b_qoffset "
+             "max-intra-rate undershoot-pct overshoot-pct aspect_ratio muxdelay muxpreload"),
     **_group(TIME, "t to ss"),
     **_group(RATE, "r fpsmax"),
-    **_group(FLAGS, "flags movflags fflags sws_flags"),
+    **_group(FLAGS, "flags movflags fflags sws_flags cmp subcmp mbcmp mbd"),
+    "partitions": r"[A-Za-z0-9+,-]{1,100}", "target": r"((pal|ntsc|film)-)?(vcd|svcd|dvd)",
     "max_muxing_queue_size": r"\d{1,5}",  # packets kept in memory
     "s": SIZE, "aspect": r"\d{1,5}(\.\d{1,6})?([:/]\d{1,5})?", "f": MUXERS, "tag": r"[A-Za-z0-9]{4}",
     "map": r"-?0(:[vVasd])?(:\d{1,3})?\??", "map_metadata": r"-1|0", "map_chapters": r"-1|0",

@@ -34,7 +34,7 @@ class FfmpegSettings(StageSettings):
 
     input: str | None = None
     on_damage: OnDamage | None = None
-    pass_: Annotated[int, Field(ge=1, le=9)] | None = Field(default=None, alias="pass")
+    pass_: Annotated[int, Field(ge=1, le=32)] | None = Field(default=None, alias="pass")
     options: Options | None = None
     input_options: Options | None = None
     clip: Clip | None = None
