@@ -2,8 +2,9 @@
 
 How a page is written: in a `console` block, lines that begin with `$ ` are commands (a line that ends in a backslash goes on,
 and so does one with an open quote); the others are output, which is not compared. A page's commands run in order, with the
-variables ID and TOKEN kept, in a folder with a clip called holiday.mov. A block opened with ```yaml FILE is written to that
-file first. `nommerd up` is started in the background and waited for; all other commands must exit 0.
+variables ID, TOKEN and AWS_… kept, in a folder with a clip called holiday.mov. A block opened with ```yaml FILE is written to
+that file first. `nommerd up` is started in the background and waited for, and so is what ends in `&` and names a port
+of ours; all other commands must exit 0.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import os
 import re
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -67,12 +69,17 @@ def complete(command: str) -> bool:
     return True
 
 
+VARIABLES = "set -a; touch vars; . ./vars; "
+
+
 class Terminal:
     """A folder, an environment, a shell that keeps its variables from command to command, and at most one `up`."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
         self.port = free_port()
+        self.ports = {"8001": str(self.port), "5566": str(free_port())}  # as the pages have them -> as they are here
+        self.background: list[subprocess.Popen[bytes]] = []
         (home / "holiday.mov").write_bytes(clip(seconds=2, size="320x180", container="mov").read_bytes())
         self.env = {key: value for key, value in os.environ.items() if not key.startswith("NOMMERD_")} | {
             "HOME": str(home), "XDG_DATA_HOME": str(home / "share"), "NOMMERD_URL": f"http://127.0.0.1:{self.port}",
@@ -80,18 +87,33 @@ class Terminal:
         self.up: subprocess.Popen[bytes] | None = None
 
     def run(self, command: str) -> None:
+        command = self.here(command)
         if command.startswith("nommerd up"):
             return self._start(command)
-        script = f"set -a; touch vars; . ./vars; {command.replace('127.0.0.1:8001', f'127.0.0.1:{self.port}')}\n" \
-                 "code=$?; set | grep -E '^(ID|TOKEN)=' > vars; exit $code"
+        if command.endswith("&"):
+            return self._start_other(command.removesuffix("&"))
+        script = f"{VARIABLES}{command}\ncode=$?; set | grep -E '^(ID|TOKEN|AWS_[A-Z_]+)=' > vars; exit $code"
         done = subprocess.run(["bash", "-c", script], cwd=self.home, env=self.env, capture_output=True, text=True, timeout=90,
                               stdin=subprocess.DEVNULL)
         assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}\n{self._log()}"
         return None
 
+    def here(self, text: str) -> str:
+        """The text with the ports of this test."""
+        for told, used in self.ports.items():
+            text = text.replace(f"127.0.0.1:{told}", f"127.0.0.1:{used}").replace(f"-p {told}", f"-p {used}")
+        return text
+
+    def _start_other(self, command: str) -> None:
+        self.background.append(subprocess.Popen(["bash", "-c", f"{VARIABLES}exec {command}"], cwd=self.home, env=self.env,
+                                                stdin=subprocess.DEVNULL))
+        port = next(int(used) for used in self.ports.values() if used in command)
+        wait_until(lambda: listening(port) or self.background[-1].poll() is not None, 30, f"{command} listens")
+        assert self.background[-1].poll() is None, command
+
     def _start(self, command: str) -> None:
         with (self.home / "up.log").open("wb") as log:
-            self.up = subprocess.Popen(["bash", "-c", f"exec {command}"], cwd=self.home, stdout=log, stderr=log,
+            self.up = subprocess.Popen(["bash", "-c", f"{VARIABLES}exec {command}"], cwd=self.home, stdout=log, stderr=log,
                                        env={**self.env, "NOMMERD_API__PORT": str(self.port)}, stdin=subprocess.DEVNULL)
         wait_until(lambda: "ready: " in self._log() or self.up is None or self.up.poll() is not None, 60, self._log)
         assert self.up.poll() is None, self._log()
@@ -101,9 +123,22 @@ class Terminal:
         return path.read_text(errors="replace") if path.exists() else ""
 
     def close(self) -> None:
-        if self.up is not None:
-            self.up.send_signal(signal.SIGINT)
-            assert self.up.wait(20) == 0, self._log()
+        try:
+            if self.up is not None:
+                self.up.send_signal(signal.SIGINT)
+                assert self.up.wait(20) == 0, self._log()
+        finally:
+            for process in self.background:
+                process.kill()
+                process.wait()
+
+
+def listening(port: int) -> bool:
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
 
 
 def bin_folder(home: Path) -> Path:
@@ -120,15 +155,15 @@ def bin_folder(home: Path) -> Path:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_work_in_their_order(page: Path, tmp_path: Path) -> None:
     found = blocks(page)
-    for block in found:
-        if block.language == "yaml" and block.rest:
-            path = tmp_path / block.rest
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(block.text)
     todo = [command for block in found if block.language in ("console", "sh", "bash") for command in commands(block.text)]
     if not todo:
         return
     terminal = Terminal(tmp_path)
+    for block in found:
+        if block.language == "yaml" and block.rest:
+            path = tmp_path / block.rest
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(terminal.here(block.text))
     try:
         for command in todo:
             if command not in ELSEWHERE:
