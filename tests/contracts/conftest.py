@@ -19,7 +19,7 @@ from nommerd.store.memory import MemoryStore
 from nommerd.store.sqlite import SqliteStore
 from tests.contracts.lagging import lagging_store, new_table
 from tests.emulator import emulator
-from tests.sqs import new_bus
+from tests.sqs import new_bus, strict
 
 
 def _dynamodb(folder: Path, grace: float = RECIPE_GRACE_SECONDS) -> Store:
@@ -37,7 +37,7 @@ STORES: dict[str, OpenStore] = {
 BUSES: dict[str, Callable[[Path], Bus]] = {
     "memory": lambda folder: MemoryBus(),
     "sqlite": lambda folder: open_bus("sqlite:///nommerd.db", folder),
-    "sqs": lambda folder: new_bus(),
+    "sqs": lambda folder: new_bus(strict().url),
 }
 
 
