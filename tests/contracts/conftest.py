@@ -17,22 +17,18 @@ from nommerd.store.base import RECIPE_GRACE_SECONDS, Store
 from nommerd.store.dynamodb import DynamoStore
 from nommerd.store.memory import MemoryStore
 from nommerd.store.sqlite import SqliteStore
-from tests.contracts.lagging import lagging_store, new_table
-from tests.emulator import emulator
+from tests.contracts.lagging import client, lagging_store, new_table
+from tests.simpledb_stores import HARD, new_store
 from tests.sqs import new_bus, strict
-
-
-def _dynamodb(folder: Path, grace: float = RECIPE_GRACE_SECONDS) -> Store:
-    client = emulator().client("dynamodb")
-    return DynamoStore(client, new_table(client), grace)
-
 
 OpenStore = Callable[..., Store]
 STORES: dict[str, OpenStore] = {
     "memory": lambda folder, grace=RECIPE_GRACE_SECONDS: MemoryStore(grace),
     "sqlite": lambda folder, grace=RECIPE_GRACE_SECONDS: SqliteStore(Database.open(folder / "nommerd.db"), grace),
-    "dynamodb": _dynamodb,
+    "dynamodb": lambda folder, grace=RECIPE_GRACE_SECONDS: DynamoStore(client(), new_table(), grace),
     "dynamodb, indexes lagging": lambda folder, grace=RECIPE_GRACE_SECONDS: lagging_store(grace),
+    "simpledb": lambda folder, grace=RECIPE_GRACE_SECONDS: new_store(grace),
+    "simpledb, small pages": lambda folder, grace=RECIPE_GRACE_SECONDS: new_store(grace, **HARD),
 }
 BUSES: dict[str, Callable[[Path], Bus]] = {
     "memory": lambda folder: MemoryBus(),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -25,19 +26,25 @@ SOON_SECONDS = 10.0
 Key = tuple[str, str]
 
 
-def new_table(client: Any) -> str:
+@cache
+def client() -> Any:
+    """The emulator's DynamoDB; to make a client takes longer than most tests."""
+    return emulator().client("dynamodb")
+
+
+def new_table() -> str:
     """A table of its own for one test; its name."""
     name = f"test-{uuid4().hex}"
-    client.create_table(**table(name))
+    client().create_table(**table(name))
     return name
 
 
 class LaggingClient:
-    """In front of a DynamoDB client: everything goes through, but indexes are read from the shadow."""
+    """In front of the emulator's client: everything goes through, but indexes are read from the shadow."""
 
-    def __init__(self, client: Any, name: str, seed: int = 7) -> None:
-        self._client, self._name = client, name
-        self._shadow = new_table(client)
+    def __init__(self, name: str, seed: int = 7) -> None:
+        self._client, self._name = client(), name
+        self._shadow = new_table()
         self._random = random.Random(seed)
         self._lock = RLock()
         self._coming: dict[Key, list[tuple[float, dict[str, Any] | None]]] = {}  # when, and the item as of then
@@ -103,9 +110,8 @@ class LaggingStore(DynamoStore):
 
 def lagging_store(grace: float) -> LaggingStore:
     """An empty one on the shared emulator."""
-    client = emulator().client("dynamodb")
-    name = new_table(client)
-    return LaggingStore(LaggingClient(client, name), name, grace)
+    name = new_table()
+    return LaggingStore(LaggingClient(name), name, grace)
 
 
 def soon(store: Store, see: Callable[[], T], expected: T) -> None:
