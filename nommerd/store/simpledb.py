@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 from itertools import islice
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from gevent.pool import Pool
 from pydantic import TypeAdapter, ValidationError
@@ -63,6 +63,8 @@ CREATE_TRIES = 3  # while others create and delete the same job
 
 class SimpleStore(Store):
     """Jobs in one SimpleDB domain. `client` is boto3's `sdb`."""
+
+    keeps_reports: ClassVar[bool] = False
 
     def __init__(self, client: Any, domain: str, recipe_grace_seconds: float = RECIPE_GRACE_SECONDS) -> None:
         self._domain = Domain(client, domain)
