@@ -47,8 +47,6 @@ EXIT_CONFIG = 2
 STOP_SECONDS = 5.0  # for running requests, once asked to stop
 LEADER_LEASE_SECONDS = 15.0
 LEAD_SECONDS = 4.0  # between renewals of the leader record
-SWEEP_SECONDS = 1.0
-DUE_SECONDS = 1.0
 MARK_SECONDS = 0.5
 RETENTION_SECONDS = 3600.0
 RETENTION_PAGE = 200
@@ -103,11 +101,12 @@ class Feeder:
         except InfrastructureError as error:  # its loop tries again: the API and the sweeper can do without
             logs.get().warning("config.not_published", why=str(error))
         self._attempt("sweep", self._first_sweep)
+        look = self._store.look_seconds  # hints tell of most changes within milliseconds; dead leases show within 33 s + 2 looks
         loops: Mapping[str, tuple[Callable[[], None], float]] = {
             "changes": (self._receive_changes, 0.0),
             "lead": (lambda: void(self.leadership.tick()), LEAD_SECONDS),
-            "sweep": (self._sweep, SWEEP_SECONDS),
-            "webhooks": (lambda: void(self.deliveries.run_due(utcnow())), DUE_SECONDS),
+            "sweep": (self._sweep, look),
+            "webhooks": (lambda: void(self.deliveries.run_due(utcnow())), look),
             "mark": (lambda: void(self.sending.mark_old()), MARK_SECONDS),
             "retention": (self._delete_old, 60.0),
             "config": (self._user_data.publish, 60.0),
