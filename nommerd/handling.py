@@ -41,7 +41,9 @@ class Handling:
     """
 
     def __init__(self, tools: Tools, bus: Bus, me: Owner, stopping: Event, *, lease_seconds: float, max_attempts: int,
-                 embedded: bool) -> None:
+                 embedded: bool, on_activity: Callable[[], None] = lambda: None) -> None:
+        """`on_activity` is called when a job begins, at each change of its state, and when it is settled."""
+        self._on_activity = on_activity
         self._tools, self._store, self._bus, self._me, self._stopping = tools, tools.store, bus, me, stopping
         self._lease_seconds, self._max_attempts, self._embedded = lease_seconds, max_attempts, embedded
         self._watch = LeaseWatch(me=me)
@@ -85,10 +87,11 @@ class Handling:
         if self._stopping.is_set():
             stop.set(ShuttingDown("the worker is stopping"))
         logs.get().info("job.claimed", attempt=job.attempts_charged)
+        self._on_activity()
         try:
             self.aside.spawn(receipt.keep)
             with Lease(self._store, job, stop, since=since, poll_seconds=POLL_SECONDS if self._embedded else None,
-                       on_change=lambda changed: self.aside.spawn(self._settling.announce, changed),
+                       on_change=self._changed,
                        on_renewal=lambda: self.aside.spawn(receipt.keep)) as lease:
                 verdict = attempt(job, self._tools, stop, lease)
                 settled = self._settling.settle(lease, verdict)
@@ -102,6 +105,11 @@ class Handling:
                 self._settling.pass_on(settled, verdict, receipt)
         finally:
             del self.active[job.key, job.token]
+            self._on_activity()
+
+    def _changed(self, job: Job) -> None:
+        self._on_activity()
+        self.aside.spawn(self._settling.announce, job)
 
     def _otherwise(self, action: Action, job: Job | None, delivery: Delivery) -> None:
         if action is Action.WATCH and job is not None:

@@ -2,6 +2,10 @@
 
 Each message is handled in a greenlet of its own (see nommerd.handling); one that claims holds a slot until its job is
 settled, one whose job somebody else holds gives its slot back and watches that lease.
+
+On an EC2 node it also ends: when AWS wants the node back, it gives back its work at once; when nothing has happened for long
+enough, and one last poll has brought nothing, it stops as for SIGTERM, says so in its heartbeat, and ends its own instance.
+If that does not work it takes work again: better than to idle and be paid for.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import socket
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import gevent
@@ -25,44 +30,52 @@ from nommerd.bus import open_bus
 from nommerd.bus.base import Bus
 from nommerd.catalog import load_stages
 from nommerd.config import Settings
-from nommerd.errors import ConfigError, InfrastructureError, ManyErrors, NommerdError, ShuttingDown
+from nommerd.errors import ConfigError, InfrastructureError, ManyErrors, NommerdError, ShuttingDown, Stop
+from nommerd.fleet.node import BOOT_SECONDS, LOCAL_ID, LOOKUP_SECONDS, Life, Metadata, identify, is_ec2_hardware, terminate
 from nommerd.greenlets import Greenlets
 from nommerd.handling import Handling
 from nommerd.health import serve
 from nommerd.job import utcnow
 from nommerd.lease import this_process
-from nommerd.media import binaries
+from nommerd.media import binaries, process
 from nommerd.net.egress import Egress
+from nommerd.parting import LAST_RECEIVE_SECONDS, Parting, Reason
 from nommerd.runtime import self_test
 from nommerd.secrets import Keyring
-from nommerd.storage import build_registry
+from nommerd.storage import open_registry
 from nommerd.store import open_store
 from nommerd.store.base import Store, WorkerRecord
 from nommerd.workspace import Workspaces
 
 RECEIVE_SECONDS = 20.0  # one receive waits at most this long
+NOTICE_SECONDS = 5.0  # between looks for a notice of AWS
 BACKOFF_FIRST_SECONDS = 0.5
 BACKOFF_MAX_SECONDS = 15.0  # so that work resumes well within half a minute after the bus does
 CLEAN_SECONDS = 10.0  # how often workspaces of dead processes are looked for
 STOP_SECONDS = 4.0  # what running work gets to end and be given back: the process is gone within five
 KILL_SECONDS = 0.15
 BEAT_SECONDS = 0.5  # what the last heartbeat may take
+SHUTDOWN, SUDO = ("/usr/sbin/shutdown", "-h", "now"), ("/usr/bin/sudo", "-n")  # as a node's user-data allows it
+SHUTDOWN_SECONDS = 20.0
 EXIT_FAILED, EXIT_CONFIG = 1, 2
 EMBEDDED = frozenset({"sqlite", "memory"})  # stores that cost nothing to look at
 
 
 class Worker:
-    """`run` works until `stop`. `embedded`: the store is on this machine and cheap to read."""
+    """`run` works until `stop`. `embedded`: the store is on this machine and cheap to read. `life`: that of the EC2 node it
+    runs on, where it runs on one."""
 
     def __init__(self, *, tools: Tools, bus: Bus, name: str, node: str | None = None, slots: int = 2,
                  lease_seconds: float = 30.0, max_attempts: int = 3, heartbeat_seconds: float = 60.0,
-                 embedded: bool = True) -> None:
+                 embedded: bool = True, life: Life | None = None) -> None:
         self._tools, self._store, self._bus = tools, tools.store, bus
-        self._me = this_process(name, node)
+        self._me = this_process(name, node or (life.node.instance_id if life else None))
         self._slots, self._heartbeat_seconds = slots, heartbeat_seconds
-        self._stopping, self._slot_free = Event(), Event()
+        self._asked, self._stopping, self._slot_free = Event(), Event(), Event()
+        self._parting = Parting(life, tools.store, self._me, heartbeat_seconds=heartbeat_seconds, stop=self._stopping.set,
+                                asked=self._asked)
         self._handling = Handling(tools, bus, self._me, self._stopping, lease_seconds=lease_seconds,
-                                  max_attempts=max_attempts, embedded=embedded)
+                                  max_attempts=max_attempts, embedded=embedded, on_activity=self._parting.touch)
         self._busy = Greenlets(on_end=self._slot_free.set)  # one per message that holds a slot
         self._log = logs.get(worker=name)
 
@@ -82,19 +95,30 @@ class Worker:
         return True
 
     def stop(self) -> None:
-        """Ask `run` to end; running work is given back. Only sets a flag."""
+        """Ask `run` to end; running work is given back. Only sets flags."""
+        self._asked.set()
         self._stopping.set()
 
     def run(self) -> None:
-        """Work until `stop`; returns within STOP_SECONDS and a little."""
-        self._beat("ACTIVE")
+        """Work until `stop`, or until the node ends; returns within STOP_SECONDS and a little of either."""
         self._log.info("worker.started", node=self._me.node, slots=self._slots, version=__version__)
-        loops = [gevent.spawn(self._receive_loop), gevent.spawn(self._heartbeat_loop), gevent.spawn(self._clean_loop)]
+        self._work()
+        while not self._parting.end():
+            self._stopping.clear()
+            self._log.info("worker.resumed")
+            self._work()
+        self._log.info("worker.stopped")
+
+    def _work(self) -> None:
+        """Until something stops it. What AWS said before comes first: nothing is begun then."""
+        self._parting.look_for_notice()
+        self._beat("ACTIVE")
+        loops = [gevent.spawn(loop) for loop in (self._receive_loop, self._heartbeat_loop, self._clean_loop,
+                                                 self._notice_loop)]
         self._stopping.wait()
         self._shut_down(loops)
         with gevent.Timeout(BEAT_SECONDS, False):
             self._beat("TERMINATED")
-        self._log.info("worker.stopped")
 
     def _receive_loop(self) -> None:
         failures = 0
@@ -104,8 +128,10 @@ class Worker:
                 self._slot_free.clear()
                 self._slot_free.wait()
                 continue
+            last = not self._busy and self._parting.may_end()
+            patience = LAST_RECEIVE_SECONDS if last else self._patience()
             try:
-                deliveries = self._bus.jobs.receive(free, RECEIVE_SECONDS)
+                deliveries = self._bus.jobs.receive(free, patience)
                 failures = 0
             except Exception as error:
                 failures += 1
@@ -114,6 +140,8 @@ class Worker:
                 continue
             for delivery in deliveries:
                 self._busy.spawn(self._handling.handle, delivery)
+            if last and not deliveries:
+                self._parting.leave(Reason.IDLE)
 
     def _heartbeat_loop(self) -> None:
         while not self._stopping.wait(self._heartbeat_seconds):
@@ -125,6 +153,13 @@ class Worker:
             self._clean()
             if self._stopping.wait(min(CLEAN_SECONDS, self._heartbeat_seconds)):
                 return
+
+    def _notice_loop(self) -> None:
+        while not self._stopping.wait(NOTICE_SECONDS):
+            self._parting.look_for_notice()
+
+    def _patience(self) -> float:
+        return RECEIVE_SECONDS if self._busy else self._parting.receive_seconds(RECEIVE_SECONDS)
 
     def _beat(self, state: str) -> None:
         record = WorkerRecord(name=self._me.worker, node=self._me.node, state=state, slots=self._slots, active=self.active,
@@ -169,13 +204,15 @@ def backoff_seconds(failures: int) -> float:
     return most * (0.5 + random.random() / 2)
 
 
-def main(settings: Settings, *, name: str | None = None) -> int:
-    """Run a worker until SIGTERM or SIGINT. 0 when it stopped, 2 for a configuration that must be changed, 1 otherwise.
+def main(settings: Settings, *, name: str | None = None, local: bool = True, booted: bool = False) -> int:
+    """Run a worker until SIGTERM or SIGINT, or until its node ends. 0 when it stopped, 2 for a configuration that must be
+    changed, 1 otherwise.
 
-    It makes nothing but its workspaces: data directory and keys are the feeder's to make. The process is patched already.
+    `local`: this is no EC2 node, and nobody is asked. `booted`: it surely is one. It makes nothing but its workspaces: data
+    directory and keys are the feeder's to make. The process is patched already.
     """
     try:
-        return _run(settings, name)
+        return _run(settings, name, local, booted)
     except (ConfigError, ManyErrors) as error:
         print(error, file=sys.stderr, flush=True)
         return EXIT_CONFIG
@@ -184,20 +221,48 @@ def main(settings: Settings, *, name: str | None = None) -> int:
         return EXIT_FAILED
 
 
-def make_tools(settings: Settings, store: Store) -> Tools:
+def make_tools(settings: Settings, store: Store, clients: Clients) -> Tools:
     """What the settings give each attempt to work with. Raises ConfigError."""
-    media, wanted = settings.media, settings.storage
+    media = settings.media
     keyring = Keyring.load_or_make(settings.data_dir, settings.secrets.keys, make=False)
     logs.register(*keyring.keys)
-    storage = build_registry(wanted.file_roots, Egress(settings.net.allow_networks), wanted.max_source_bytes, wanted.backends,
-                             closed=settings.own_files)
+    storage = open_registry(settings, Egress(settings.net.allow_networks), clients)
     return Tools(store=store, storage=storage, stages=load_stages(settings.stages), keyring=keyring,
                  binaries=binaries.find(media.ffmpeg, media.ffprobe),
                  workspaces=Workspaces(settings.work_dir, settings.worker.keep_failed_workspaces),
                  threads=threads_per_job(settings.worker.threads_per_job, settings.worker.slots))
 
 
-def _run(settings: Settings, name: str | None) -> int:
+def find_life(settings: Settings, clients: Clients, booted: bool) -> Life | None:
+    """The life of the EC2 instance that this is, None where it is none.
+
+    It does not end itself where the operator says so, nor where the records are on its own disk, unless it was booted as a
+    node: that would end more than a worker.
+    """
+    metadata = Metadata.from_environment(os.environ)
+    node = identify(metadata, BOOT_SECONDS if booted else LOOKUP_SECONDS)
+    if node is None or metadata is None:
+        return None
+    at_home = urlsplit(settings.store).scheme in EMBEDDED and not booted
+    stays = at_home or not settings.worker.terminate_when_idle
+    logs.get().info("node.found", instance=node.instance_id, zone=node.zone, ends_itself=not stays,
+                    idle_seconds=None if stays else settings.worker.idle_seconds)
+    return Life(node, metadata.notice, idle_seconds=None if stays else settings.worker.idle_seconds,
+                terminate=lambda: terminate(clients("ec2"), node.instance_id),
+                shut_down=shut_down if metadata.is_ec2s_own and is_ec2_hardware() else None)
+
+
+def shut_down() -> None:
+    """Shut this machine down: for an EC2 instance, that is its termination where its launch template says so. Raises
+    ConfigError or InfrastructureError."""
+    argv = list(SHUTDOWN) if os.geteuid() == 0 else [*SUDO, *SHUTDOWN]
+    exit, said = process.output(argv, cwd=Path("/"), stop=Stop(), timeout_seconds=SHUTDOWN_SECONDS, max_bytes=4096)
+    if not exit.ok:
+        why = (exit.stderr or said.decode(errors="replace")).strip()[-300:]
+        raise InfrastructureError("node.not_terminated", f"The machine does not shut down: {why}")
+
+
+def _run(settings: Settings, name: str | None, local: bool, booted: bool) -> int:
     if not settings.data_dir.is_dir():
         raise ConfigError("config.no_data", f"The data directory {settings.data_dir} is missing.",
                           "`nommerd up` and `nommerd feeder` make it; start one first, or set paths.data.", place="paths.data")
@@ -205,13 +270,18 @@ def _run(settings: Settings, name: str | None) -> int:
     wanted = settings.worker
     with ExitStack() as parts:
         clients = Clients(settings.aws)
-        store = open_store(settings.store, settings.data_dir, clients)
+        store = open_store(settings.store, settings.data_dir, clients,
+                           keep_finished_days=settings.jobs.keep_finished_days)
         parts.callback(store.close)
         bus = open_bus(settings.bus, settings.data_dir, clients)
         parts.callback(bus.close)
-        worker = Worker(tools=make_tools(settings, store), bus=bus, name=name or f"{socket.gethostname()}-{os.getpid()}",
+        life = None if local else find_life(settings, clients, booted)
+        own_name = life.node.instance_id if life else f"{socket.gethostname()}-{os.getpid()}"
+        tools = make_tools(settings, store, clients)
+        worker = Worker(tools=tools, bus=bus, name=name or own_name, node=LOCAL_ID if local else None,
                         slots=wanted.slots, lease_seconds=wanted.lease_seconds, max_attempts=wanted.max_attempts,
-                        heartbeat_seconds=wanted.heartbeat_seconds, embedded=urlsplit(settings.store).scheme in EMBEDDED)
+                        heartbeat_seconds=wanted.heartbeat_seconds, embedded=urlsplit(settings.store).scheme in EMBEDDED,
+                        life=life)
         if wanted.health_port is not None:
             parts.callback(serve(wanted.health_port, worker.ready).stop, 0)
         for number in (signal.SIGTERM, signal.SIGINT):

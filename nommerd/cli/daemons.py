@@ -27,7 +27,8 @@ def daemon_options(function: F) -> F:
     return config_option(style(level(parent(function))))
 
 
-def _prepare(config_file: Path | None, log_style: str, log_level: str, parent: int | None) -> Settings:
+def _prepare(config_file: Path | None, log_style: str, log_level: str, parent: int | None,
+             boot_file: Path | None = None) -> Settings:
     from nommerd import logs
     from nommerd.cli.parent import die_with
     from nommerd.config import load
@@ -35,7 +36,12 @@ def _prepare(config_file: Path | None, log_style: str, log_level: str, parent: i
     if parent is not None:
         die_with(parent)
     logs.configure(sys.stderr, json={"auto": None, "text": False, "json": True}[log_style], level=log_level)
-    settings = load(config_file, os.environ)
+    if boot_file is None:
+        settings = load(config_file, os.environ)
+    else:
+        from nommerd import boot
+
+        settings = boot.settings(boot_file, os.environ)
     logs.register(*settings.secrets.keys, *(s for s in (settings.webhooks.secret, settings.aws.secret_access_key) if s))
     return settings
 
@@ -51,13 +57,21 @@ def feeder(config_file: Path | None, log_style: str, log_level: str, parent: int
 
 
 @click.command()
-@click.option("--local", is_flag=True, help="This machine is no EC2 node; no effect yet.")
-@click.option("--name", help="What jobs and logs call this worker (default: host and pid).")
+@click.option("--local", is_flag=True, help="This is no EC2 node: ask no metadata service, and never end this machine.")
+@click.option("--boot", "boot_file", type=click.Path(path_type=Path), metavar="FILE",
+              help="Fetch the configuration that this file pins; a node's user-data writes it.")
+@click.option("--name", help="What jobs and logs call this worker (default: the EC2 instance, else host and pid).")
 @daemon_options
-def worker(*, local: bool, name: str | None, config_file: Path | None, log_style: str, log_level: str,
+def worker(*, local: bool, boot_file: Path | None, name: str | None, config_file: Path | None, log_style: str, log_level: str,
            parent: int | None) -> int:
-    """Take jobs from the queue and run their pipelines."""
-    settings = _prepare(config_file, log_style, log_level, parent)
+    """Take jobs from the queue and run their pipelines.
+
+    On an EC2 instance, unless --local: gives its work back when AWS announces the end of the instance, and terminates the
+    instance when it has been idle for worker.idle_seconds (worker.terminate_when_idle).
+    """
+    if boot_file is not None and config_file is not None:
+        raise click.UsageError("--boot names a configuration, and so does -c: give one of them.")
+    settings = _prepare(config_file, log_style, log_level, parent, boot_file)
     from nommerd.worker import main
 
-    return main(settings, name=name)
+    return main(settings, name=name, local=local, booted=boot_file is not None)

@@ -169,7 +169,6 @@ def identify(metadata: Metadata | None, patience_seconds: float = LOOKUP_SECONDS
                     break
                 gevent.sleep(ANSWER_SECONDS)
                 continue
-            logs.get().info("node.found", instance=node.instance_id, zone=node.zone)
             return node
     logs.get().info("node.none", why=why)
     return None

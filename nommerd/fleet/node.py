@@ -11,12 +11,14 @@ from typing import Any
 from nommerd import logs
 from nommerd.aws.clients import explain, is_transient
 from nommerd.errors import ConfigError, InfrastructureError, NommerdError
-from nommerd.fleet.metadata import Metadata, Node, Notice, identify
+from nommerd.fleet.metadata import LOOKUP_SECONDS, Metadata, Node, Notice, identify
 from nommerd.watch import Clock, boot_clock
 
-__all__ = ["LOCAL_ID", "Life", "Metadata", "Node", "Notice", "identify", "is_ec2_hardware", "terminate"]
+__all__ = ["BOOT_SECONDS", "LOCAL_ID", "LOOKUP_SECONDS", "Life", "Metadata", "Node", "Notice", "identify", "is_ec2_hardware",
+           "terminate"]
 
 LOCAL_ID = "local-dev"  # the node of workers started with --local
+BOOT_SECONDS = 30.0  # for the look-up of who was booted as a node: its metadata service may need a moment
 RETRY_SECONDS = 30.0  # before ending itself is tried again, doubled with each failure; meanwhile it works
 RETRY_MAX_SECONDS = 600.0
 _DMI = Path("/sys/devices/virtual/dmi/id")
@@ -56,11 +58,12 @@ class Life:
         log.info("node.ending", why=why)
         try:
             self._end()
-        except NommerdError as error:
+        except Exception as error:
             wait = min(RETRY_SECONDS * 2 ** min(self._failures, 10), RETRY_MAX_SECONDS)
             self._failures += 1
             self._not_before = self._clock() + wait
-            log.error("node.not_ended", why=str(error), failures=self._failures, again_seconds=wait)
+            log.error("node.not_ended", why=str(error), failures=self._failures, again_seconds=wait,
+                      exc_info=not isinstance(error, NommerdError))
             return False
         return True
 
