@@ -101,7 +101,7 @@ class Feeder:
         except InfrastructureError as error:  # its loop tries again: the API and the sweeper can do without
             logs.get().warning("config.not_published", why=str(error))
         self._attempt("sweep", self._first_sweep)
-        look = self._store.look_seconds  # hints tell of changes within milliseconds; a dead lease shows within 33 s and two looks
+        look = self._store.look_seconds  # hints come within milliseconds; a dead lease shows within 33 s and two looks
         loops: Mapping[str, tuple[Callable[[], None], float]] = {
             "changes": (self._receive_changes, 0.0),
             "lead": (lambda: void(self.leadership.tick()), LEAD_SECONDS),
