@@ -14,26 +14,18 @@ from nommerd.errors import ConfigError, InputError
 from nommerd.storage.base import Storage, StorageRegistry
 
 if TYPE_CHECKING:
+    from nommerd.aws.clients import Clients
+    from nommerd.config import Settings
     from nommerd.net.egress import Egress
 
-_NOT_YET = {"s3": "This version cannot reach S3 yet; use file:, http: or https: URIs."}
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*")
 
 
-class _Registry(StorageRegistry):
-    """Tells schemes whose backend is to come from those that nobody knows."""
-
-    def for_uri(self, uri: str, family: str = "source") -> Storage:
-        scheme = uri.partition(":")[0].lower()
-        if scheme in _NOT_YET and scheme not in self.schemes:
-            raise InputError(f"{family}.unknown_scheme", f"{scheme}: is not yet supported.", _NOT_YET[scheme])
-        return super().for_uri(uri, family)
-
-
 def build_registry(file_roots: Sequence[str | Path], egress: Egress, max_source_bytes: int,
-                   backends: Mapping[str, str] | None = None, closed: Sequence[str | Path] = ()) -> StorageRegistry:
-    """The backends of this process: file, http, https, and the operator's own (scheme -> dotted path), which go first.
-    `closed` are our own files, which no URI may name.
+                   backends: Mapping[str, str] | None = None, closed: Sequence[str | Path] = (),
+                   s3: Storage | None = None) -> StorageRegistry:
+    """The backends of this process: file, http, https, s3 where there is one, and the operator's own (scheme -> dotted
+    path), which go first. `closed` are our own files, which no URI may name.
 
     An operator's backend is a subclass of Storage, made without arguments. ConfigError config.storage_backend for a
     path that brings none.
@@ -43,13 +35,37 @@ def build_registry(file_roots: Sequence[str | Path], egress: Egress, max_source_
 
     http = HttpStorage(egress, max_source_bytes)
     known: dict[str, Storage] = {"file": FileStorage(file_roots, max_source_bytes, closed), "http": http, "https": http}
-    return _Registry(known | {scheme: _load(scheme, path) for scheme, path in (backends or {}).items()})
+    if s3 is not None:
+        known["s3"] = s3
+    return StorageRegistry(known | {scheme: _load(scheme, path) for scheme, path in (backends or {}).items()})
+
+
+def open_registry(settings: Settings, egress: Egress, clients: Clients, *,
+                  named: Sequence[str] | None = None) -> StorageRegistry:
+    """The backends that the settings describe. `named`: the URIs that may be read and written instead of
+    storage.file_roots, and besides s3_read and s3_write (`nommerd encode` names its own)."""
+    from nommerd.storage.s3 import S3Storage
+    from nommerd.storage.s3_uri import entry_of
+
+    wanted, ours = settings.storage, settings.aws.config_bucket
+    objects = [entry_of(uri) for uri in named or () if uri[:5].lower() == "s3://"]
+    s3 = S3Storage(clients, [*wanted.s3_read, *objects], [*wanted.s3_write, *objects], wanted.max_source_bytes,
+                   endpoint_url=wanted.s3_endpoint_url or settings.aws.endpoint_url, closed_buckets=(ours,) if ours else ())
+    if named is None:
+        roots, closed = wanted.file_roots, settings.own_files
+    else:
+        from nommerd.storage.file import path_of
+
+        roots, closed = tuple(path_of(uri) for uri in named if uri.startswith("file:")), ()
+    return build_registry(roots, egress, wanted.max_source_bytes, wanted.backends, closed, s3)
 
 
 def same_place(source: str, dest: str) -> bool:
-    """Whether these two URIs surely name one thing: the same file after links are resolved, or the same URL but for
-    credentials, query and spelling. False where that cannot be told, and for malformed ones."""
+    """Whether these two URIs surely name one thing: the same file after links are resolved, the same object, or the
+    same URL but for credentials, query and spelling. False where that cannot be told, and for malformed ones."""
     try:
+        if source[:5].lower() == dest[:5].lower() == "s3://":
+            return _same_object(source, dest)
         a, b = urlsplit(source), urlsplit(dest)
         if a.scheme.lower() != b.scheme.lower():
             return False
@@ -59,6 +75,13 @@ def same_place(source: str, dest: str) -> bool:
         return (a.hostname, a.port or port, unquote(a.path)) == (b.hostname, b.port or port, unquote(b.path))
     except (ValueError, InputError):
         return False
+
+
+def _same_object(source: str, dest: str) -> bool:
+    from nommerd.storage.s3_uri import parse
+
+    a, b = parse(source), parse(dest)
+    return (a.bucket, a.key) == (b.bucket, b.key)
 
 
 def _same_file(source: str, dest: str) -> bool:

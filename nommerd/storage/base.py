@@ -2,7 +2,7 @@
 
 Publishing is staged, so that whoever holds a newer token can make an older owner's completion fail:
 
-    staging = backend.begin(uri, token)            nothing is visible; the record keeps staging.handle, size and sha256
+    staging = backend.begin(uri, token, options)   nothing is visible; the record keeps staging.handle, size and sha256
     backend.upload(staging, path, confirm, …)      calls `confirm` once the staging place exists: it raises Fenced where
                                                    the record has moved on, and nothing is left
     backend.publish(staging, overwrite)            visible at once and whole; fails if it was revoked
@@ -15,11 +15,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlsplit
+from typing import ClassVar
+from urllib.parse import unquote, urlsplit
 
 from nommerd.errors import InputError, Stop
+from nommerd.secrets import public_uri
 
 OnBytes = Callable[[int, int | None], None]  # bytes done, bytes in all where known
 
@@ -32,6 +34,26 @@ class Fetched:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadOptions:
+    """What an output is published with; each backend uses what it has a place for (`Storage.options`).
+
+    `sha256`, hexadecimal, is of the whole file. The rest is S3's, by AWS's names and values.
+    """
+
+    content_type: str | None = None
+    sha256: str | None = None
+    cache_control: str | None = None
+    storage_class: str | None = None
+    encryption: str | None = None
+    kms_key_id: str | None = None
+    acl: str | None = None
+    tags: Mapping[str, str] = field(default_factory=dict)
+
+
+NO_OPTIONS = UploadOptions()
+
+
 @dataclass(frozen=True, slots=True)
 class Staging:
     """An upload under way. `handle` is all that another process needs to revoke it."""
@@ -39,6 +61,7 @@ class Staging:
     uri: str
     handle: str
     token: int
+    options: UploadOptions = NO_OPTIONS
 
 
 class Storage(ABC):
@@ -47,6 +70,7 @@ class Storage(ABC):
 
     can_fetch = True
     can_publish = True
+    options: ClassVar[frozenset[str]] = frozenset()  # names of UploadOptions that show in what is published
 
     @abstractmethod
     def check_source(self, uri: str) -> None:
@@ -65,13 +89,13 @@ class Storage(ABC):
         """Whether something is at this destination; None where this process cannot tell. Raises as `check_dest`."""
 
     @abstractmethod
-    def begin(self, uri: str, token: int) -> Staging:
+    def begin(self, uri: str, token: int, options: UploadOptions = NO_OPTIONS) -> Staging:
         """Name (or open) a staging place for this destination that no other token shares."""
 
     @abstractmethod
-    def upload(self, staging: Staging, path: Path, confirm: Callable[[], None], on_bytes: OnBytes, stop: Stop,
-               content_type: str | None = None) -> None:
-        """Bring the file to the staging place, durably. On any failure nothing of it is left."""
+    def upload(self, staging: Staging, path: Path, confirm: Callable[[], None], on_bytes: OnBytes, stop: Stop) -> None:
+        """Bring the file to the staging place, durably. On any failure nothing of it is left. Fenced when it was revoked, as
+        far as that can be seen here: `publish` sees it in any case."""
 
     @abstractmethod
     def publish(self, staging: Staging, overwrite: bool) -> None:
@@ -85,6 +109,14 @@ class Storage(ABC):
     @abstractmethod
     def carries(self, uri: str, bytes: int, sha256: str, handle: str) -> bool:
         """Whether the destination holds exactly this output."""
+
+
+def name_of(uri: str) -> str:
+    """The last part of what a URI names, as people know it: unescaped but for s3:, whose keys are literal."""
+    shown = public_uri(uri)
+    if shown[:5].lower() == "s3://":
+        return shown[5:].partition("/")[2].rpartition("/")[2]
+    return unquote(urlsplit(shown).path).rpartition("/")[2]
 
 
 class StorageRegistry:

@@ -25,7 +25,7 @@ from urllib.parse import quote, unquote_to_bytes
 from nommerd import runtime
 from nommerd.errors import Fenced, InfrastructureError, InputError, NommerdError, Stop
 from nommerd.storage import disk
-from nommerd.storage.base import Fetched, OnBytes, Staging, Storage
+from nommerd.storage.base import NO_OPTIONS, Fetched, OnBytes, Staging, Storage, UploadOptions
 
 NAME_BYTES_MAX = 255  # of one name, on every Linux filesystem we care for
 ROOTS_SECONDS = 1.0  # for which resolved roots are remembered: a submission asks for them again and again
@@ -171,15 +171,14 @@ class FileStorage(Storage):
             return None
         return True
 
-    def begin(self, uri: str, token: int) -> Staging:
+    def begin(self, uri: str, token: int, options: UploadOptions = NO_OPTIONS) -> Staging:
         """A name, and nothing on the disk yet."""
         dest = self._dest(uri)
         with disk.errors("dest", show(dest)):
             _refuse_special(dest)
-        return Staging(uri=uri, handle=_staging_name(dest.name, token), token=token)
+        return Staging(uri=uri, handle=_staging_name(dest.name, token), token=token, options=options)
 
-    def upload(self, staging: Staging, path: Path, confirm: Callable[[], None], on_bytes: OnBytes, stop: Stop,
-               content_type: str | None = None) -> None:
+    def upload(self, staging: Staging, path: Path, confirm: Callable[[], None], on_bytes: OnBytes, stop: Stop) -> None:
         part = self._part(staging.uri, staging.handle)
         self._roots.check(part.parent / self._dest(staging.uri).name, "dest")
         with disk.errors("dest", show(part.parent)):

@@ -22,7 +22,7 @@ from nommerd.net.egress import Egress
 from nommerd.net.retry_after import retry_after_seconds
 from nommerd.net.watched import watched
 from nommerd.storage import disk
-from nommerd.storage.base import Fetched, OnBytes, Staging, Storage
+from nommerd.storage.base import NO_OPTIONS, Fetched, OnBytes, Staging, Storage, UploadOptions
 from nommerd.storage.http_fetch import RETRY_AFTER_MAX_SECONDS, Download, Patience
 
 if TYPE_CHECKING:
@@ -42,11 +42,13 @@ class _Upload:
     confirm: Callable[[], None]
     on_bytes: OnBytes
     stop: Stop
-    content_type: str | None
+    options: UploadOptions
 
 
 class HttpStorage(Storage):
     """See the module's docstring for what destinations cannot promise."""
+
+    options = frozenset({"content_type", "cache_control"})
 
     def __init__(self, egress: Egress, max_source_bytes: int, patience: Patience | None = None,
                  answer_seconds: float = ANSWER_SECONDS) -> None:
@@ -75,16 +77,15 @@ class HttpStorage(Storage):
         status, _ = self._head(uri, None)
         return {200: True, 204: True, 404: False, 410: False}.get(status)
 
-    def begin(self, uri: str, token: int) -> Staging:
+    def begin(self, uri: str, token: int, options: UploadOptions = NO_OPTIONS) -> Staging:
         """There is no staging place: the handle only tells uploads of this process apart."""
         self.check_dest(uri)
-        return Staging(uri=uri, handle=random.token_hex(8), token=token)
+        return Staging(uri=uri, handle=random.token_hex(8), token=token, options=options)
 
-    def upload(self, staging: Staging, path: Path, confirm: Callable[[], None], on_bytes: OnBytes, stop: Stop,
-               content_type: str | None = None) -> None:
+    def upload(self, staging: Staging, path: Path, confirm: Callable[[], None], on_bytes: OnBytes, stop: Stop) -> None:
         """Only notes what `publish` will send: a PUT is visible at once, and only `publish` knows whether it may overwrite."""
         confirm()
-        self._uploads[staging.handle] = _Upload(path, confirm, on_bytes, stop, content_type)
+        self._uploads[staging.handle] = _Upload(path, confirm, on_bytes, stop, staging.options)
 
     def publish(self, staging: Staging, overwrite: bool) -> None:
         """Send it. The file must still be where `upload` was told."""
@@ -107,7 +108,9 @@ class HttpStorage(Storage):
 
     def _put(self, uri: str, upload: _Upload, overwrite: bool) -> None:
         size = upload.path.stat().st_size
-        headers = {"Content-Type": upload.content_type or "application/octet-stream"}
+        headers = {"Content-Type": upload.options.content_type or "application/octet-stream"}
+        if upload.options.cache_control:
+            headers["Cache-Control"] = upload.options.cache_control
         if not overwrite:
             headers["If-None-Match"] = "*"
         unsure = False  # whether an earlier try may have arrived although its answer did not

@@ -1,7 +1,9 @@
-"""The storage backends that the contract runs on, each with real places: a folder, an HTTP server. One more entry each."""
+"""The storage backends that the contract runs on, each with real places: a folder, an HTTP server, an emulator of S3 held to
+AWS's rules. One more entry each."""
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,10 @@ from nommerd.storage.base import Storage
 from nommerd.storage.file import FileStorage, path_of, uri_of
 from nommerd.storage.http import HttpStorage
 from nommerd.storage.http_fetch import Patience
+from nommerd.storage.s3 import S3Storage
+from tests.emulator import emulator
 from tests.http_site import serve
+from tests.s3_proxy import s3_proxy
 
 MAX_SOURCE_BYTES = 12_000_000
 QUICK = Patience(tries=4, backoff_seconds=0.01)
@@ -29,6 +34,7 @@ class Place:
     get: Callable[[str], bytes | None]
     everything: Callable[[], dict[str, bytes]]  # visible or not
     fenced: bool
+    takes: Callable[[str], bool] = lambda name: True  # whether something can be called so
 
 
 @contextmanager
@@ -60,5 +66,34 @@ def http_place(folder: Path) -> Iterator[Place]:
                     lambda: {unquote(path[1:]): body for path, body in site.files.items()}, False)
 
 
-PLACES: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {"file": file_place, "http": http_place}
-FENCED = ["file"]
+@contextmanager
+def s3_place(folder: Path) -> Iterator[Place]:
+    bucket = f"contract-{secrets.token_hex(6)}"
+    plain = emulator().client("s3")
+    plain.create_bucket(Bucket=bucket)
+    with s3_proxy(emulator().url) as proxy:
+        storage = S3Storage(emulator().clients(proxy.url), [f"{bucket}/media"], [f"{bucket}/media"], MAX_SOURCE_BYTES,
+                            endpoint_url=proxy.url)
+
+        def get(name: str) -> bytes | None:
+            try:
+                return bytes(plain.get_object(Bucket=bucket, Key=f"media/{name}")["Body"].read())
+            except plain.exceptions.NoSuchKey:
+                return None
+
+        def everything() -> dict[str, bytes]:
+            names = [found["Key"].removeprefix("media/") for found in plain.list_objects_v2(Bucket=bucket).get("Contents", [])]
+            return {name: get(name) or b"" for name in names} | {f"upload {id}": b"" for id in proxy.open_uploads}
+
+        yield Place(storage, lambda name: f"s3://{bucket}/media/{name}",
+                    lambda name, body: void(plain.put_object(Bucket=bucket, Key=f"media/{name}", Body=body)), get, everything,
+                    True, lambda name: "\n" not in name)
+
+
+def void(_: object) -> None:
+    """For what returns something nobody wants."""
+
+
+PLACES: dict[str, Callable[[Path], AbstractContextManager[Place]]] = {
+    "file": file_place, "http": http_place, "s3": s3_place}
+FENCED = ["file", "s3"]

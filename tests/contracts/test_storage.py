@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 
 from nommerd.errors import CancelRequested, Fenced, InputError, Stop
-from nommerd.storage.base import Staging
+from nommerd.storage.base import Staging, UploadOptions
 from tests.contracts.storage_backends import FENCED, MAX_SOURCE_BYTES, PLACES, Place
 
 ODD_NAMES = ["100%.mp4", "a b.mp4", "what?.mp4", "take #2.mp4", "two\nlines.mp4", "-i.mp4", "%2e%2e.mp4",
@@ -46,7 +46,7 @@ def fetch(place: Place, name: str, target: Path, stop: Stop | None = None) -> li
 
 
 def send(place: Place, staging: Staging, path: Path, *, overwrite: bool = False, stop: Stop | None = None) -> None:
-    place.storage.upload(staging, path, lambda: None, lambda done, total: None, stop or Stop(), "video/mp4")
+    place.storage.upload(staging, path, lambda: None, lambda done, total: None, stop or Stop())
     place.storage.publish(staging, overwrite)
 
 
@@ -63,6 +63,10 @@ def test_a_source_arrives_as_it_was_and_tells_its_progress(place: Place, tmp_pat
 def test_a_name_survives_the_way_out_and_back_whatever_it_holds(place: Place, tmp_path: Path, name: str) -> None:
     small = tmp_path / "small"
     small.write_bytes(name.encode())
+    if not place.takes(name):
+        with pytest.raises(InputError):
+            place.storage.begin(place.uri(name), 1)
+        return
     send(place, place.storage.begin(place.uri(name), 1), small)
     assert place.everything() == {name: name.encode()}
     fetch(place, name, tmp_path / "back")
@@ -104,7 +108,7 @@ def test_an_output_is_not_visible_before_it_is_published_and_whole_after(place: 
     staging = place.storage.begin(place.uri("a.mp4"), 1)
     assert place.storage.exists(place.uri("a.mp4")) is False
     confirmed: list[bool] = []
-    place.storage.upload(staging, output, lambda: confirmed.append(True), lambda done, total: None, Stop(), "video/mp4")
+    place.storage.upload(staging, output, lambda: confirmed.append(True), lambda done, total: None, Stop())
     assert confirmed
     assert place.get("a.mp4") is None
     place.storage.publish(staging, False)
@@ -173,10 +177,10 @@ def test_a_revoked_upload_is_never_published(place: Place, output: Path) -> None
 
 def test_revoking_what_is_gone_or_never_began_does_nothing(place: Place, output: Path) -> None:
     staging = place.storage.begin(place.uri("a.mp4"), 1)
-    place.storage.revoke(staging.uri, staging.handle)
     send(place, staging, output)
-    place.storage.revoke(staging.uri, staging.handle)
-    place.storage.revoke(staging.uri, "")
+    never = place.storage.begin(place.uri("a.mp4"), 2)
+    for handle in (staging.handle, never.handle, never.handle, ""):
+        place.storage.revoke(staging.uri, handle)
     assert place.everything() == {"a.mp4": output.read_bytes()}
 
 
@@ -192,15 +196,15 @@ def test_a_new_owner_takes_over_from_one_that_still_uploads(fenced: Place, outpu
             fenced.storage.revoke(old.uri, old.handle)
             send(fenced, new, better)
 
-    fenced.storage.upload(old, output, lambda: None, take_over, Stop())
     with pytest.raises(Fenced):
+        fenced.storage.upload(old, output, lambda: None, take_over, Stop())
         fenced.storage.publish(old, True)
     assert fenced.everything() == {"a.mp4": b"better"}
 
 
 def test_a_new_owner_recognises_an_output_that_was_published(fenced: Place, output: Path) -> None:
     digest, size = hashlib.sha256(output.read_bytes()).hexdigest(), output.stat().st_size
-    staging = fenced.storage.begin(fenced.uri("a.mp4"), 1)
+    staging = fenced.storage.begin(fenced.uri("a.mp4"), 1, UploadOptions(sha256=digest))
     assert not fenced.storage.carries(staging.uri, size, digest, staging.handle)
     send(fenced, staging, output)
     assert fenced.storage.carries(staging.uri, size, digest, staging.handle)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from urllib.parse import unquote, urlsplit
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, model_validator
 
 from nommerd.errors import ConfigError, InputError, NommerdError
 from nommerd.job import JobState, Output, Staged
 from nommerd.media.probe import probe
 from nommerd.pipeline.context import Context, MediaFile
 from nommerd.pipeline.destination import is_folder, join
-from nommerd.pipeline.stage import Stage
+from nommerd.pipeline.stage import Stage, StageSettings
 from nommerd.runtime import in_pool
 from nommerd.secrets import public_uri
 from nommerd.storage import same_place
-from nommerd.storage.base import Staging, Storage
+from nommerd.storage.base import Staging, Storage, UploadOptions, name_of
 
 HASH_BYTES = 4 << 20  # hashed in one go: some 5 ms in a thread
 HASH_SHARE = 0.2  # of the stage's progress
@@ -31,6 +34,43 @@ CONTENT_TYPES = {
     ".m4s": "video/iso.segment", ".vtt": "text/vtt", ".srt": "application/x-subrip", ".jpg": "image/jpeg", ".png": "image/png",
     ".webp": "image/webp", ".gif": "image/gif",
 }
+
+
+TAGS_MAX, TAG_NAME_MAX, TAG_VALUE_MAX = 10, 128, 256  # S3's limits
+_TAG = re.compile(r"[\w +\-=.:/@]*")  # letters and digits of any script, and these (AWS, object tags)
+_MEDIA_TYPE = r"^[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*/[A-Za-z0-9][A-Za-z0-9!#$&^_.+-]*(; ?[A-Za-z0-9_-]+=[\x21\x23-\x7e]+)?$"
+
+
+def _tags(tags: Mapping[str, str]) -> Mapping[str, str]:
+    for name, value in tags.items():
+        if not 1 <= len(name) <= TAG_NAME_MAX or len(value) > TAG_VALUE_MAX:
+            raise ValueError(f"a tag has a name of 1 to {TAG_NAME_MAX} characters, and a value of at most {TAG_VALUE_MAX}")
+        if not _TAG.fullmatch(name) or not _TAG.fullmatch(value):
+            raise ValueError("tags are made of letters, digits, spaces and + - = . _ : / @")
+        if name.lower().startswith("aws:"):
+            raise ValueError("names of tags that begin with aws: are AWS's own")
+    return tags
+
+
+class UploadSettings(StageSettings):
+    """How outputs are published. `content_type` goes by the name unless it is set; it and `cache_control` are for s3: and
+    http:, the rest for s3: alone, by AWS's names and values."""
+
+    content_type: Annotated[str, Field(pattern=_MEDIA_TYPE, max_length=255)] | None = None
+    cache_control: Annotated[str, Field(pattern=r"^[\x20-\x7e]+$", max_length=255)] | None = None
+    storage_class: Literal["STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR",
+                           "GLACIER", "DEEP_ARCHIVE"] | None = None
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
+    kms_key_id: Annotated[str, Field(pattern=r"^[\x21-\x7e]+$", max_length=2048)] | None = None
+    acl: Literal["private", "public-read", "public-read-write", "authenticated-read", "aws-exec-read", "bucket-owner-read",
+                 "bucket-owner-full-control"] | None = None
+    tags: Annotated[dict[str, str], Field(max_length=TAGS_MAX), AfterValidator(_tags)] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _key_needs_kms(self) -> UploadSettings:
+        if self.kms_key_id and not (self.encryption or "").startswith("aws:kms"):
+            raise ValueError("kms_key_id goes with encryption aws:kms or aws:kms:dsse")
+        return self
 
 
 @dataclass(slots=True)
@@ -51,11 +91,13 @@ class Upload(Stage):
     first byte. After a failure nothing staged is left."""
 
     name = "upload"
+    Settings = UploadSettings
     state = JobState.UPLOADING
     weight = 0.1
 
     def run(self, context: Context) -> None:
         pieces = _pieces(context)
+        self._check(context, pieces)
         total = sum(piece.bytes for piece in pieces) or 1
         done = 0
         for piece in pieces:
@@ -67,8 +109,7 @@ class Upload(Stage):
             for piece in pieces:
                 assert piece.staging is not None
                 on_bytes = _on_bytes(_share(context, HASH_SHARE, 1 - HASH_SHARE, done, total))
-                piece.backend.upload(piece.staging, piece.file.path, context.recorder.confirm, on_bytes, context.stop,
-                                     content_type(piece))
+                piece.backend.upload(piece.staging, piece.file.path, context.recorder.confirm, on_bytes, context.stop)
                 done += piece.bytes
             for piece in pieces:
                 self._publish(context, piece)
@@ -78,11 +119,30 @@ class Upload(Stage):
     def _begin(self, context: Context, pieces: Sequence[_Piece]) -> None:
         coming: list[Staged] = []
         for piece in pieces:
-            staging = piece.staging = piece.backend.begin(piece.uri, context.task.token)
+            staging = piece.staging = piece.backend.begin(piece.uri, context.task.token, self._options(piece))
             piece.entry = Staged(uri=public_uri(piece.uri), handle=staging.handle, bytes=piece.bytes, sha256=piece.sha256,
                                  token=context.task.token, probe=_summary(context, piece.file))
             coming.append(piece.entry)
         context.recorder.stage_outputs((*context.published, *coming), context.warnings)
+
+    def _check(self, context: Context, pieces: Sequence[_Piece]) -> None:
+        """Say what the destination has no place for. Without the encryption that was asked for, nothing is published."""
+        asked = self.settings.model_fields_set - {"id"} if self.settings else set()
+        unused = sorted(name for name in asked if getattr(self.settings, name)
+                        and not all(name in piece.backend.options for piece in pieces))
+        if not unused:
+            return
+        what = f"The destination has no place for {', '.join(unused)}."
+        if "encryption" in unused:
+            raise InputError("dest.not_supported", what, "Publish to s3:, or leave them out of the upload stage.")
+        context.warn("dest.options_ignored", what, "They are for s3: destinations.")
+
+    def _options(self, piece: _Piece) -> UploadOptions:
+        wanted: UploadSettings = self.settings or UploadSettings()
+        return UploadOptions(
+            content_type=wanted.content_type or content_type(piece), sha256=piece.sha256, cache_control=wanted.cache_control,
+            storage_class=wanted.storage_class, encryption=wanted.encryption, kms_key_id=wanted.kms_key_id, acl=wanted.acl,
+            tags=wanted.tags)
 
     def _publish(self, context: Context, piece: _Piece) -> None:
         """Make it visible, having just asked the record whether the job is still ours."""
@@ -98,8 +158,8 @@ class Upload(Stage):
 
 def content_type(piece: _Piece) -> str | None:
     """By the extension of the destination, else of the file."""
-    for path in (unquote(urlsplit(public_uri(piece.uri)).path), piece.file.path.name):
-        found = CONTENT_TYPES.get(PurePosixPath(path).suffix.lower())
+    for name in (name_of(piece.uri), piece.file.path.name):
+        found = CONTENT_TYPES.get(PurePosixPath(name).suffix.lower())
         if found:
             return found
     return None

@@ -12,6 +12,7 @@ import pytest
 
 from nommerd.errors import CancelRequested, InfrastructureError, InputError, NommerdError, Stop
 from nommerd.net.egress import Egress
+from nommerd.storage.base import UploadOptions
 from nommerd.storage.http import HttpStorage
 from nommerd.storage.http_fetch import Patience
 from tests.http_site import Act, Handler, Site, cut_after, drip, endless, etag, repeat, serve, status
@@ -287,8 +288,8 @@ def test_neither_credentials_nor_query_are_in_an_error(storage: HttpStorage, sit
 
 
 def put(storage: HttpStorage, site: Site, path: Path, *, overwrite: bool = False, name: str = "/out.mp4") -> None:
-    staging = storage.begin(site.url + name, 1)
-    storage.upload(staging, path, lambda: None, lambda done, total: None, Stop(), "video/mp4")
+    staging = storage.begin(site.url + name, 1, UploadOptions(content_type="video/mp4"))
+    storage.upload(staging, path, lambda: None, lambda done, total: None, Stop())
     storage.publish(staging, overwrite)
 
 

@@ -46,12 +46,6 @@ def test_each_scheme_has_its_backend_however_it_is_written() -> None:
     assert build().schemes == ["file", "http", "https"]
 
 
-def test_s3_is_said_to_come() -> None:
-    with pytest.raises(InputError, match="not yet supported") as caught:
-        build().for_uri("s3://bucket/key", "dest")
-    assert caught.value.code == "dest.unknown_scheme"
-
-
 @pytest.mark.parametrize("uri", ["ftp://h/a", "data:,x", "concat:a|b", "pipe:0", "/etc/passwd", "-i", "",
                                  "crypto:file:///a", "http"])
 def test_a_scheme_that_nobody_serves_is_refused_with_those_that_are(uri: str) -> None:

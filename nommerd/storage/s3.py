@@ -1,0 +1,324 @@
+"""`s3:` URIs, on AWS and on whatever else speaks S3 (MinIO, R2 …). s3_uri says how they are read and what is allowed.
+
+An output is a multipart upload, however small: nothing is visible before it is completed, and whoever holds its id can
+abort it, which makes a late owner's completion fail. Its metadata carry our SHA-256 and the token with a random text, so
+that a completion whose answer was lost is told from somebody else's object. A process that dies between opening an upload
+and recording it leaves one that nobody knows: the bucket's lifecycle rule removes it.
+
+Credentials in a URI are sent to the configured endpoint and nowhere else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets as random
+import stat
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+from nommerd.aws.clients import error_code, is_transient, status_of
+from nommerd.errors import Fenced, InfrastructureError, InputError, NommerdError, Stop
+from nommerd.net.watched import watched
+from nommerd.storage import disk
+from nommerd.storage.base import NO_OPTIONS, Fetched, OnBytes, Staging, Storage, UploadOptions
+from nommerd.storage.s3_errors import NO_UPLOAD, UNKNOWN_KEYS, ours, told, unavailable
+from nommerd.storage.s3_fetch import Download
+from nommerd.storage.s3_parts import TRIES, backoff_seconds, persistently
+from nommerd.storage.s3_upload import Sending
+from nommerd.storage.s3_uri import Allowed, Place, parse
+from nommerd.storage.s3_verify import SHA256_KEY
+
+if TYPE_CHECKING:
+    from nommerd.aws.clients import Clients
+
+TOKEN_KEY = "nommerd-token"
+CLIENTS_KEPT = 16  # of credentials in URIs
+REVOKE_TRIES = 5
+
+_HANDLE = re.compile(r"([0-9a-f]{16}):(.+)")
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """What `upload` leaves for `publish`."""
+
+    parts: list[dict[str, Any]]
+    bytes: int
+    stop: Stop
+
+
+class S3Storage(Storage):
+    """See the module's docstring. boto3 is imported at the first call that needs the network."""
+
+    options = frozenset(one.name for one in fields(UploadOptions))
+
+    def __init__(self, clients: Clients, read: Sequence[str], write: Sequence[str], max_source_bytes: int, *,
+                 endpoint_url: str | None = None, closed_buckets: Sequence[str] = (), md5_etags: bool | None = None) -> None:
+        """`endpoint_url`: null for AWS. `closed_buckets` are never read or written, by whatever credentials. `md5_etags`:
+        whether ETags are made of MD5s; null: they are on AWS alone. Raises ConfigError for entries that are none."""
+        self._clients = clients
+        self._read, self._write = Allowed(read, "storage.s3_read"), Allowed(write, "storage.s3_write")
+        self._max_source_bytes = max_source_bytes
+        self._endpoint_url = endpoint_url
+        self._closed = frozenset(closed_buckets)
+        self._md5_etags = endpoint_url is None if md5_etags is None else md5_etags
+        self._theirs: OrderedDict[tuple[str, str], Any] = OrderedDict()  # clients by credentials
+        self._sent: dict[str, _Sent] = {}  # by handle
+
+    def check_source(self, uri: str) -> None:
+        self._source(uri)
+
+    def check_dest(self, uri: str) -> None:
+        self._dest(uri, folder=True)
+
+    def fetch(self, uri: str, target: Path, on_bytes: OnBytes, stop: Stop) -> Fetched:
+        place = self._source(uri)
+        client = self._client(place)
+        with disk.errors("node", "The workspace"), disk.fresh(target) as descriptor:
+            done = Download(client, place, descriptor, max_bytes=self._max_source_bytes, md5_etags=self._md5_etags,
+                            on_bytes=on_bytes, stop=stop).run()
+        return Fetched(target, done)
+
+    def exists(self, uri: str) -> bool | None:
+        """None as well where these credentials may not look. A folder never counts as something that is there."""
+        place = self._dest(uri, folder=True)
+        if place.is_folder:
+            return False
+        try:
+            self._head(place)
+        except NommerdError:
+            return None
+        except Exception as error:
+            return False if status_of(error) == 404 else None
+        return True
+
+    def begin(self, uri: str, token: int, options: UploadOptions = NO_OPTIONS) -> Staging:
+        """Opens a multipart upload: whatever describes the object is said now."""
+        place = self._dest(uri)
+        mark = random.token_hex(8)
+        request = {"Bucket": place.bucket, "Key": place.key, **_described(options, token, mark)}
+        upload = self._call(place, lambda client: persistently(lambda: client.create_multipart_upload(**request), Stop()))
+        return Staging(uri=uri, handle=f"{mark}:{upload['UploadId']}", token=token, options=options)
+
+    def upload(self, staging: Staging, path: Path, confirm: Callable[[], None], on_bytes: OnBytes, stop: Stop) -> None:
+        place, (_, upload_id) = self._dest(staging.uri), _parted(staging.handle)
+        try:
+            confirm()
+            with disk.errors("node", "An output"):
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    found = os.fstat(descriptor)
+                    if not stat.S_ISREG(found.st_mode):
+                        raise InfrastructureError("node.io_error", "An output is no regular file.")
+                    size = found.st_size
+                    parts = self._call(place, lambda client: Sending(
+                        client, place, upload_id, descriptor, size, lambda done: on_bytes(done, size), stop).run())
+                finally:
+                    os.close(descriptor)
+        except BaseException:
+            self._drop(staging)
+            raise
+        self._sent[staging.handle] = _Sent(parts, size, stop)
+
+    def publish(self, staging: Staging, overwrite: bool) -> None:
+        """Complete the upload. Nothing is left of it where that fails."""
+        place, sent = self._dest(staging.uri), self._sent.pop(staging.handle, None)
+        if sent is None:
+            raise Fenced("This upload was revoked.")
+        try:
+            self._complete(place, staging, sent, overwrite)
+        except BaseException:
+            self._drop(staging)
+            raise
+
+    def revoke(self, uri: str, handle: str) -> None:
+        """Works outside the allowed buckets as well, so that nothing stays behind where the operator narrowed them.
+
+        Parts on their way may arrive after an abort (AWS, AbortMultipartUpload): it is repeated until S3 knows nothing of
+        the upload any longer, which also waits for the outcome of a completion under way.
+        """
+        if not handle:
+            return
+        place, (_, upload_id) = parse(uri, "dest"), _parted(handle)
+        self._sent.pop(handle, None)
+        where = {"Bucket": place.bucket, "Key": place.key, "UploadId": upload_id}
+        client = self._client(place)
+        for failures in range(1, REVOKE_TRIES + 1):
+            if self._gone(place, lambda: client.abort_multipart_upload(**where)):
+                return
+            if self._gone(place, lambda: client.list_parts(**where, MaxParts=1), look=True):
+                return
+            Stop().wait(backoff_seconds(failures))
+        raise unavailable("dest", "S3 does not end an earlier upload.")
+
+    def carries(self, uri: str, bytes: int, sha256: str, handle: str) -> bool:
+        """By size and metadata. Raises InfrastructureError where S3 cannot be asked: no answer proves nothing."""
+        place = parse(uri, "dest")
+        try:
+            head = self._head(place)
+        except Exception as error:
+            known = told(error, "dest", place)
+            if isinstance(known, InfrastructureError):
+                raise known from None
+            return False
+        return _is_ours(head, bytes, sha256, _parted(handle)[0] if handle else None)
+
+    # --- completing ----------------------------------------------------------------------------------------------
+
+    def _complete(self, place: Place, staging: Staging, sent: _Sent, overwrite: bool) -> None:
+        """Until S3 gives a verdict; one that an earlier try may have brought about is looked into."""
+        client, unsure = self._client(place), False
+        request = {"Bucket": place.bucket, "Key": place.key, "UploadId": _parted(staging.handle)[1],
+                   "MultipartUpload": {"Parts": sent.parts}}
+        condition = {} if overwrite else {"IfNoneMatch": "*"}
+        if not overwrite and self._endpoint_url is not None and self.exists(staging.uri):
+            raise _exists()  # not all that speak S3 know the condition
+        for failures in range(1, TRIES + 1):
+            try:
+                watched(partial(client.complete_multipart_upload, **request, **condition), sent.stop)
+                return
+            except Exception as error:
+                status = status_of(error)
+                if error_code(error) == NO_UPLOAD or status == 412:
+                    self._judge(place, staging, sent, error, unsure or _was_retried(error))
+                    return
+                if status == 501 and condition:
+                    condition = {}
+                elif failures == TRIES or not (is_transient(error) or status == 409):
+                    raise ours(error, "dest", place) from None
+                unsure = True
+            sent.stop.wait(backoff_seconds(failures))
+
+    def _judge(self, place: Place, staging: Staging, sent: _Sent, error: Exception, unsure: bool) -> None:
+        """S3 knows no such upload, or something is there: return where that is what an earlier try of ours made."""
+        mark, _ = _parted(staging.handle)
+        try:
+            head = self._head(place)
+        except Exception as unknown:
+            if unsure and status_of(unknown) != 404:
+                raise unavailable("dest", "S3 does not say whether the output was published.") from None
+            head = {}
+        if _is_ours(head, sent.bytes, staging.options.sha256, mark):
+            return
+        if status_of(error) == 412:
+            raise _exists()
+        raise Fenced("S3 knows no such upload: a newer owner revoked it.")
+
+    # --- calls ---------------------------------------------------------------------------------------------------
+
+    def _gone(self, place: Place, call: Callable[[], object], look: bool = False) -> bool:
+        """Whether S3 says that it knows no such upload (or bucket, or credentials: then nobody can complete it). `look`:
+        who may not look takes the abort's word."""
+        try:
+            persistently(call, Stop())
+        except Exception as error:
+            code = error_code(error)
+            if code in (NO_UPLOAD, "NoSuchBucket") or (code in UNKNOWN_KEYS and not place.own):
+                return True
+            if look and status_of(error) in (403, 405, 501):
+                return True
+            if status_of(error) == 409:
+                return False
+            raise told(error, "dest", place) from None
+        return False
+
+    def _drop(self, staging: Staging) -> None:
+        """Leave nothing of it, as far as S3 can be reached; the record names what is left."""
+        self._sent.pop(staging.handle, None)
+        try:
+            self.revoke(staging.uri, staging.handle)
+        except NommerdError:
+            return
+
+    def _head(self, place: Place) -> dict[str, Any]:
+        client = self._client(place)
+        head: dict[str, Any] = persistently(lambda: client.head_object(Bucket=place.bucket, Key=place.key), Stop())
+        return head
+
+    def _call(self, place: Place, call: Callable[[Any], Any]) -> Any:
+        """boto3's errors become ours; an upload that is gone was revoked."""
+        try:
+            return call(self._client(place))
+        except Exception as error:
+            if error_code(error) == NO_UPLOAD:
+                raise Fenced("S3 knows no such upload: a newer owner revoked it.") from None
+            raise ours(error, "dest", place) from None
+
+    def _client(self, place: Place) -> Any:
+        """Of the node's account, or of the credentials in the URI."""
+        keys = place.credentials
+        if keys is not None and keys in self._theirs:
+            self._theirs.move_to_end(keys)
+            return self._theirs[keys]
+        s3 = {"addressing_style": "auto" if self._endpoint_url is None else "path", "payload_signing_enabled": False}
+        # Checksums that others than AWS may not know are left out everywhere: parts carry an MD5, which signs them too.
+        client = self._clients("s3", endpoint_url=self._endpoint_url, access_key=keys, s3=s3,
+                               request_checksum_calculation="when_required", response_checksum_validation="when_required")
+        if keys is not None:
+            self._theirs[keys] = client
+            if len(self._theirs) > CLIENTS_KEPT:
+                self._theirs.popitem(last=False)
+        return client
+
+    # --- places --------------------------------------------------------------------------------------------------
+
+    def _source(self, uri: str) -> Place:
+        place = self._open(parse(uri, "source"), "source", self._read)
+        if place.is_folder:
+            raise InputError("source.bad_uri", "The source names no object.", "Write s3://bucket/key.")
+        return place
+
+    def _dest(self, uri: str, folder: bool = False) -> Place:
+        place = self._open(parse(uri, "dest"), "dest", self._write)
+        if place.is_folder and not (folder and uri.endswith("/")):
+            raise InputError("dest.bad_uri", "The destination names no object.", "Write s3://bucket/key.")
+        return place
+
+    def _open(self, place: Place, family: str, allowed: Allowed) -> Place:
+        if place.bucket in self._closed:
+            raise InputError(f"{family}.outside_buckets", f"The bucket {place.bucket} is nommerd's own.",
+                             "Choose another one.")
+        if place.own:
+            allowed.check(place, family)
+        return place
+
+
+def _described(options: UploadOptions, token: int, mark: str) -> dict[str, Any]:
+    """CreateMultipartUpload's arguments for these options."""
+    given = {"ContentType": options.content_type or "application/octet-stream", "CacheControl": options.cache_control,
+             "StorageClass": options.storage_class, "ServerSideEncryption": options.encryption,
+             "SSEKMSKeyId": options.kms_key_id, "ACL": options.acl, "Tagging": urlencode(options.tags)}
+    metadata = {TOKEN_KEY: f"{token}-{mark}"} | ({SHA256_KEY: options.sha256} if options.sha256 else {})
+    return {name: value for name, value in given.items() if value} | {"Metadata": metadata}
+
+
+def _is_ours(head: dict[str, Any], size: int, sha256: str | None, mark: str | None) -> bool:
+    """Whether an object is this output; `mark`: of this very upload."""
+    metadata = head.get("Metadata", {})
+    return (head.get("ContentLength") == size and (sha256 is None or metadata.get(SHA256_KEY) == sha256)
+            and (mark is None or str(metadata.get(TOKEN_KEY, "")).endswith(f"-{mark}")))
+
+
+def _was_retried(error: Exception) -> bool:
+    """Whether boto3 had tried before by itself."""
+    answer = getattr(error, "response", {})
+    return bool(answer.get("ResponseMetadata", {}).get("RetryAttempts"))
+
+
+def _parted(handle: str) -> tuple[str, str]:
+    """Mark and upload id."""
+    match = _HANDLE.fullmatch(handle)
+    if match is None:
+        raise InfrastructureError("internal.bad_handle", "A staging handle is none of ours.", retryable=False)
+    return match[1], match[2]
+
+
+def _exists() -> InputError:
+    return InputError("dest.exists", "Something is at the destination already.", "Ask for overwrite to replace it.")
+
