@@ -13,6 +13,7 @@ from nommerd.store.memory import MemoryStore
 _MEMORY: dict[str, MemoryStore] = {}
 _CONNECT_SECONDS = 2.0  # a store answers within milliseconds, and a lease must outlive a call that hangs and its second try
 _READ_SECONDS = 5.0
+_SELECT_SECONDS = 7.0  # SimpleDB takes up to five for a page of a select
 _HINT = "Use sqlite:///nommerd.db, dynamodb://TABLE, simpledb://DOMAIN, or memory:// within one process."
 
 
@@ -42,5 +43,6 @@ def open_store(url: str, data_dir: Path, clients: Clients | None = None, *, keep
     if parts.scheme == "simpledb" and clients is not None:
         from nommerd.store.simpledb import SimpleStore
 
-        return SimpleStore(clients("sdb"), parts.netloc)
+        client = clients("sdb", connect_timeout=_CONNECT_SECONDS, read_timeout=_SELECT_SECONDS)
+        return SimpleStore(client, parts.netloc)
     raise ConfigError("config.store", f"There is no store of the kind {parts.scheme or '(none)'}.", _HINT, place="store")

@@ -4,8 +4,8 @@ A job's item holds the record's JSON in parts, and beside it what is searched fo
 it in one call, on the condition that `version` is the one that was read; a select finds jobs by ranges of texts that sort
 as the contract wants (simpledb_select). Every read is a consistent one, so nothing lags.
 
-What it costs to stay small: a domain takes some tens of writes a second and 10 GB, and counts are made by counting. Larger
-clusters belong on DynamoDB.
+A domain takes some tens of writes a second and 10 GB, and a count is made by counting. AWS bills the time its machines take,
+about 0.00002 hours for a call. Larger clusters belong on DynamoDB.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import builtins
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from datetime import datetime
 from itertools import islice
 from typing import Any, ClassVar, TypeVar
@@ -58,6 +59,7 @@ _WORKER = TypeAdapter(WorkerRecord)
 _LEADER = TypeAdapter(Leader)
 WORKER = "worker"
 DELETES_AT_ONCE = 8
+RECORDS_AT_ONCE = 100  # parsing more of an answer at a time would hold up the event loop
 CREATE_TRIES = 3  # while others create and delete the same job
 
 
@@ -65,10 +67,14 @@ class SimpleStore(Store):
     """Jobs in one SimpleDB domain. `client` is boto3's `sdb`."""
 
     keeps_reports: ClassVar[bool] = False
+    look_seconds: ClassVar[float] = 5.0
 
     def __init__(self, client: Any, domain: str, recipe_grace_seconds: float = RECIPE_GRACE_SECONDS) -> None:
+        """Raises ConfigError where the domain is missing or may not be written; a service out of reach may come back."""
         self._domain = Domain(client, domain)
         self._recipes = Recipes(self._domain, recipe_grace_seconds)
+        with suppress(StoreUnavailable):
+            self.ping()
 
     def create(self, job: Job) -> None:
         item, attributes = _item(job), job_attributes(job)
@@ -101,8 +107,7 @@ class SimpleStore(Store):
         where = searches.listed(query)
         if searches.unsearchable(query):
             return JobPage([], None)
-        matching = (job for job in self._jobs(where, query.limit + 1) if query.labels.items() <= job.labels.items())
-        page = builtins.list(islice(matching, query.limit + 1))
+        page = builtins.list(islice(filter(query.matches, self._jobs(where, query.limit + 1)), query.limit + 1))
         if len(page) <= query.limit:
             return JobPage(page, None)
         return JobPage(page[:-1], Cursor.of(page[-2]).encode())
@@ -169,7 +174,8 @@ class SimpleStore(Store):
         try:
             self._domain.put(LEADER_ITEM, attributes, expected=(VERSION, str(expected_version) if expected_version else None))
         except Mismatch:
-            raise Conflict("leader") from None
+            if not leader.write_id or self.leader().write_id != leader.write_id:  # else our own write, its answer lost
+                raise Conflict("leader") from None
 
     def wipe(self) -> None:
         self._domain.delete_all(PLACE)
@@ -188,8 +194,8 @@ class SimpleStore(Store):
         return _job(attributes) if attributes else None
 
     def _jobs(self, where: Where, page: int) -> Iterator[Job]:
-        """The jobs of a search, in its order; `page` of them are asked for at a time."""
-        return _readable(self._domain.select("*", where, page), _job)
+        """The jobs of a search, in its order; about `page` of them are wanted."""
+        return _readable(self._domain.select("*", where, min(page, RECORDS_AT_ONCE)), _job)
 
 
 def _item(job: Job) -> str:

@@ -11,12 +11,13 @@ What SimpleDB promises, and all above relies on (its Developer Guide, API versio
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, NamedTuple
 
-from nommerd.aws.clients import error_code, explain, status_of
-from nommerd.errors import ConfigError, NommerdError
+from nommerd.aws.clients import error_code, explain, is_transient, status_of
+from nommerd.errors import ConfigError, InfrastructureError, NommerdError
 from nommerd.store.base import StoreUnavailable
 from nommerd.store.simpledb_select import Where, quoted_name
 
@@ -25,11 +26,21 @@ VALUE_BYTES = 1024  # of one name or value
 BATCH = 25  # items of one batch call
 PAGE_MAX = 2500  # items of one page of a select
 
+_NAME = re.compile(r"[A-Za-z0-9_.-]{3,255}")
+_FULL = frozenset({"NumberDomainBytesExceeded", "NumberDomainAttributesExceeded"})  # until finals are deleted
+_DENIED = frozenset({"AccessDenied", "AccessFailure", "AuthorizationFailure", "UnauthorizedOperation"})
+
 Attributes = dict[str, str]
 
 
 def domain(name: str) -> dict[str, Any]:
-    """What create_domain takes. Creating one that exists is no error; it may take ten seconds or more."""
+    """What create_domain takes. Creating one that exists is no error; it may take ten seconds or more.
+
+    Raises ConfigError config.store for a name that no domain can have.
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError("config.store", f"{name or '(nothing)'} is no name of a SimpleDB domain.",
+                          "Use 3 to 255 letters, digits, hyphens, underscores and dots: simpledb://nommerd.", place="store")
     return {"DomainName": name}
 
 
@@ -53,7 +64,7 @@ class Domain:
 
     def __init__(self, client: Any, name: str) -> None:
         self._client = client
-        self._name = name
+        self._name = str(domain(name)["DomainName"])
         self._closed = False
 
     def get(self, item: str) -> Attributes:
@@ -135,18 +146,27 @@ class Domain:
             raise self._ours(error) from None
 
     def _ours(self, error: Exception) -> NommerdError:
-        from botocore.exceptions import EndpointConnectionError, NoCredentialsError, PartialCredentialsError
+        """What AWS answered, sorted by who must act."""
+        from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, PartialCredentialsError
 
-        if error_code(error) == "NoSuchDomain":
-            return ConfigError("config.store", f"There is no SimpleDB domain {self._name} in this account and region.",
+        code, why = error_code(error), explain(error)
+        if code == "NoSuchDomain":
+            return ConfigError("config.store", f"There is no SimpleDB domain {self._name} in this region.",
                                "Run nommerd aws setup.", place="store")
+        if code in _DENIED:
+            action = f"sdb:{getattr(error, 'operation_name', '?')}"
+            return ConfigError("config.aws_permission", f"AWS does not allow {action} on the domain {self._name}.",
+                               f"Allow it in the role's policy; `nommerd aws setup --dry-run` prints one. AWS says: {why}",
+                               place="store")
         if status_of(error) in (401, 403) or isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-            return ConfigError("config.aws", f"SimpleDB refuses these credentials: {explain(error)}",
-                               "See what nommerd aws setup --dry-run prints as permissions, and the aws section of the "
-                               "configuration.", place="aws")
+            return ConfigError("config.aws", f"AWS does not accept the credentials: {why}",
+                               "Give this machine a role, or set AWS's own environment variables or aws.access_key_id.",
+                               place="aws")
         if isinstance(error, EndpointConnectionError):
-            return StoreUnavailable(f"{explain(error)} (not every region of AWS has SimpleDB)")
-        return StoreUnavailable(explain(error))
+            why += " (not every region has SimpleDB)"
+        if isinstance(error, ClientError) and not is_transient(error) and code not in _FULL:
+            return InfrastructureError("internal.store_refused", f"SimpleDB refused a call: {why}", retryable=False)
+        return StoreUnavailable(f"SimpleDB: {why}")
 
 
 def _attributes(item: Mapping[str, Any]) -> Attributes:
