@@ -36,7 +36,7 @@ from nommerd.messages import ChangeMessage
 from nommerd.net.egress import Egress
 from nommerd.secrets import Keyring, Secret, secret_file
 from nommerd.sending import Sending
-from nommerd.storage import build_registry
+from nommerd.storage import open_registry
 from nommerd.storage.base import StorageRegistry
 from nommerd.store import open_store
 from nommerd.store.base import Store
@@ -260,9 +260,8 @@ def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     token = secret_file(settings.token_file, make=True)
     signing = load_or_make_secret(settings.webhook_secret_file, settings.webhooks.secret, make=True)
     logs.register(token, signing, *keyring.keys)
-    storage = build_registry(settings.storage.file_roots, egress, settings.storage.max_source_bytes, settings.storage.backends,
-                             closed=settings.own_files)
     clients = Clients(settings.aws)
+    storage = open_registry(settings, egress, clients)
     store = open_store(settings.store, data, clients, keep_finished_days=settings.jobs.keep_finished_days)
     stack.callback(store.close)
     bus = open_bus(settings.bus, data, clients)

@@ -15,6 +15,7 @@ from pydantic_core import PydanticCustomError
 from nommerd.api.body import control_characters, shown
 from nommerd.api.problems import Fault, Refusal, refuse
 from nommerd.job import DEFAULT_PROJECT, JobState
+from nommerd.secrets import split_uri
 from nommerd.store.base import JobQuery
 
 URI_MAX = 2048
@@ -42,7 +43,11 @@ _NO_URI = re.compile("[^\x00-\x7f]|[ \"<>]")  # RFC 3986, 2; where a log line cu
 
 
 def _uri(value: Any) -> Any:
-    if isinstance(value, str) and _NO_URI.search(value) and not value.lower().startswith("file:"):
+    if not isinstance(value, str) or value[:5].lower() == "file:":
+        return value
+    # The keys of s3: are literal: of such a URI its credentials alone must be plain.
+    part = "".join(split_uri(value)[:2]) if value[:5].lower() == "s3://" else value
+    if _NO_URI.search(part):
         raise PydanticCustomError("bad_uri", "must be percent-encoded: only ASCII, no spaces, quotes or angle brackets")
     return value
 

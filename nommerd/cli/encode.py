@@ -16,6 +16,7 @@ import click
 import gevent
 
 from nommerd import logs, runtime
+from nommerd.aws.clients import Clients
 from nommerd.catalog import Catalog, load_stages
 from nommerd.cli.options import absolute_uri, input_items, job_options, json_option, pairs
 from nommerd.cli.output import ProgressLine, print_json, problem_lines, size
@@ -29,7 +30,7 @@ from nommerd.pipeline.context import Context, Task
 from nommerd.pipeline.recipe import Recipe, build_stages
 from nommerd.pipeline.runner import problem_of, run_pipeline
 from nommerd.pipeline.stage import Stage
-from nommerd.storage import build_registry, same_place
+from nommerd.storage import open_registry, same_place
 from nommerd.storage.base import StorageRegistry
 from nommerd.storage.file import path_of, show
 
@@ -83,11 +84,10 @@ def _recipe(catalog: Catalog, preset: str | None, name: str | None, texts: dict[
 
 
 def _storage(settings: Settings, task: Task) -> StorageRegistry:
-    """The named files are the roots: nothing else can be read or written."""
+    """The named files are the roots: nothing else on the disk can be read or written. So it is with objects, but for what
+    the configuration opens."""
     named = [task.source, task.dest, *(item["uri"] for items in task.inputs.values() for item in items)]
-    roots = [path_of(uri, "source") for uri in named if uri.startswith("file:")]
-    return build_registry(roots, Egress(settings.net.allow_networks), settings.storage.max_source_bytes,
-                          settings.storage.backends)
+    return open_registry(settings, Egress(settings.net.allow_networks), Clients(settings.aws), named=named)
 
 
 def _check(task: Task, recipe: Recipe, storage: StorageRegistry) -> None:

@@ -16,7 +16,7 @@ def is_folder(dest: str) -> bool:
 def join(dest: str, leaf: str) -> str:
     """The URI of a file under a destination that ends in `/`, keeping credentials and query."""
     head, query = _split_query(dest)
-    return head + quote(leaf) + query
+    return head + (leaf if _is_literal(dest) else quote(leaf)) + query
 
 
 def complete(dest: str, public: str) -> str:
@@ -28,6 +28,11 @@ def complete(dest: str, public: str) -> str:
         return public
     head, query = _split_query(dest)
     return head + public[len(base):] + query
+
+
+def _is_literal(uri: str) -> bool:
+    """Whether names stand in it without escapes: the keys of s3: do."""
+    return uri[:5].lower() == "s3://"
 
 
 def _split_query(uri: str) -> tuple[str, str]:

@@ -27,6 +27,7 @@ from nommerd.pipeline.tree import Faults, load_value
 
 SCHEMA_VERSION = 1
 OPTIONS = ("input_options", "options")  # the settings with raw ffmpeg options
+OPERATORS = {"upload": ("acl", "encryption", "kms_key_id", "storage_class", "tags")}  # API users own nothing
 Inputs = Mapping[str, Sequence[Mapping[str, str]]]
 
 
@@ -197,7 +198,12 @@ def _build(spec: StageSpec, registry: Registry) -> Stage:
 
 
 def _check_options(spec: StageSpec) -> None:
-    """Hold raw options that came from the API, or that a text from there went into, to the allowlist."""
+    """Hold raw options that came from the API, or that a text from there went into, to the allowlist; and leave to the
+    operator what decides who may see an output, and what it costs."""
+    for key in OPERATORS.get(spec.name, ()):
+        if spec.origin == "api" and spec.settings.get(key):
+            raise InputError("recipe.forbidden_option", f"`{key}` in {spec.name} is for the operator's own pipelines.",
+                             "Leave it out.", place=f"{spec.id}.{key}")
     for key in OPTIONS:
         pairs = spec.settings.get(key) or []
         touched = [pair for index, pair in enumerate(pairs) if spec.origin == "api" or f"{key}[{index}]" in spec.untrusted]

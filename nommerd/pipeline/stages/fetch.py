@@ -7,22 +7,20 @@ import shutil
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from nommerd.errors import InfrastructureError
 from nommerd.job import JobState
 from nommerd.media.probe import probe
 from nommerd.pipeline.context import SOURCE, Context, MediaFile
 from nommerd.pipeline.stage import Stage
-from nommerd.secrets import public_uri
+from nommerd.storage.base import name_of
 
 NAME_CHARACTERS_MAX = 100
 
 
 def plain_name(uri: str) -> str:
     """The file name in a URI as a harmless one: no path, control or pattern characters, no leading dot or dash."""
-    path = urlsplit(public_uri(uri)).path
-    name = "".join(one if _harmless(one) else "_" for one in unquote(path).rpartition("/")[2]).lstrip(".- ")
+    name = "".join(one if _harmless(one) else "_" for one in name_of(uri)).lstrip(".- ")
     stem, dot, extension = name.rpartition(".")
     kept = f"{stem[:NAME_CHARACTERS_MAX]}{dot}{extension[:8]}" if dot and stem else name[:NAME_CHARACTERS_MAX]
     return kept or SOURCE
