@@ -156,7 +156,10 @@ class Worker:
 
     def _notice_loop(self) -> None:
         while not self._stopping.wait(NOTICE_SECONDS):
-            self._parting.look_for_notice()
+            try:
+                self._parting.look_for_notice()
+            except Exception:
+                self._log.exception("notice.failed")
 
     def _patience(self) -> float:
         return RECEIVE_SECONDS if self._busy else self._parting.receive_seconds(RECEIVE_SECONDS)

@@ -31,7 +31,7 @@ BYTES_MAX = 4096
 _TOKEN = re.compile(r"[\x21-\x7e]{1,1024}")
 _INSTANCE = re.compile(r"i-[0-9a-f]{8,17}")
 _ZONE = re.compile(r"[a-z]{2}[a-z0-9-]{3,40}")
-_ACTIONS = frozenset({"terminate", "stop", "hibernate"})
+_ACTIONS = ("terminate", "stop", "hibernate")
 
 
 class Unanswered(Exception):
@@ -62,10 +62,12 @@ class Metadata:
 
     def __init__(self, address: str = ADDRESS, clock: Clock = boot_clock) -> None:
         self.address = address
-        parts = urlsplit(address)
-        self._host, self._port = parts.hostname or "", parts.port or 80
-        self._prefix = parts.path.rstrip("/")
-        self._usable = parts.scheme == "http" and bool(parts.hostname)
+        try:
+            parts = urlsplit(address)
+            self._host, self._port, self._prefix = parts.hostname or "", parts.port or 80, parts.path.rstrip("/")
+            self._usable = parts.scheme == "http" and bool(parts.hostname)
+        except ValueError:
+            self._usable = False
         self._clock = clock
         self._token: str | None = None
         self._renew_at = 0.0
