@@ -63,7 +63,7 @@ def tear_down(account: Account, settings: Settings) -> Iterator[Outcome]:
         yield from end_nodes(account, running_nodes(account))
         prefix = bus_prefix(settings)
         if prefix is not None:
-            yield from remove_watches(account, prefix)
+            yield from remove_watches(account, prefix, endpoint_url=settings.storage.s3_endpoint_url)
         for rule in plan.rules:
             yield remove_rule(account, rule, endpoint_url=settings.storage.s3_endpoint_url)
     for resource in reversed(plan.resources):

@@ -27,7 +27,8 @@ class Aspect:
 
 
 class Buckets:
-    """AWS::S3::Bucket. One that is there without our tag is taken over only if it is empty."""
+    """AWS::S3::Bucket. One that is there without a tag is taken over if there is nothing in it but what feeders of this
+    cluster put there: they make the bucket, too, where it is missing."""
 
     def ensure(self, account: Account, resource: Resource) -> Outcome:
         s3, name = account.clients("s3"), resource.name
@@ -39,7 +40,7 @@ class Buckets:
             account.wait(f"the bucket {name} is there", lambda: True if bucket_state(s3, name) == "there" else None, 60.0)
         tags = bucket_tags(s3, name)
         why = account.not_ours(tags)
-        if why and (tags or not _is_empty(s3, name)):
+        if why and (tags or not _only_ours(s3, name, account.cluster)):
             return outcome(resource, Status.DIFFERS, why)
         if why:
             s3.put_bucket_tagging(Bucket=name, Tagging={"TagSet": resource.properties["Tags"]})
@@ -70,7 +71,7 @@ class Buckets:
 
 
 class BucketPolicies:
-    """AWS::S3::BucketPolicy. It goes with its bucket."""
+    """AWS::S3::BucketPolicy."""
 
     def ensure(self, account: Account, resource: Resource) -> Outcome:
         s3, name, wanted = account.clients("s3"), resource.name, resource.properties["PolicyDocument"]
@@ -83,7 +84,15 @@ class BucketPolicies:
         return outcome(resource, Status.CHANGED if answer else Status.MADE)
 
     def remove(self, account: Account, resource: Resource) -> Outcome:
-        return outcome(resource, Status.LEFT, "It goes with its bucket.")
+        s3, name = account.clients("s3"), resource.name
+        if bucket_state(s3, name) != "there" or not found(lambda: s3.get_bucket_policy(Bucket=name)):
+            return outcome(resource, Status.ABSENT)
+        tags = bucket_tags(s3, name)
+        why = by_stack(tags) or account.not_ours(tags)
+        if why:
+            return outcome(resource, Status.LEFT, why)
+        s3.delete_bucket_policy(Bucket=name)
+        return outcome(resource, Status.REMOVED)
 
 
 def bucket_state(s3: Any, name: str) -> str | None:
@@ -113,9 +122,11 @@ def _location(region: str) -> dict[str, Any]:
     return {} if region == "us-east-1" else {"CreateBucketConfiguration": {"LocationConstraint": region}}
 
 
-def _is_empty(s3: Any, name: str) -> bool:
-    answer = s3.list_object_versions(Bucket=name, MaxKeys=1)
-    return not (answer.get("Versions") or answer.get("DeleteMarkers"))
+def _only_ours(s3: Any, name: str, cluster: str) -> bool:
+    """Whether nothing is in it but this cluster's configurations."""
+    answer = s3.list_object_versions(Bucket=name)
+    keys = [item["Key"] for kind in ("Versions", "DeleteMarkers") for item in answer.get(kind) or ()]
+    return not answer.get("IsTruncated") and all(key.startswith(f"nommerd/{cluster}/") for key in keys)
 
 
 def _aspects(s3: Any, name: str, wanted: Mapping[str, Any]) -> list[Aspect]:

@@ -102,8 +102,7 @@ def _carry_out(outcomes: Iterable[Outcome], as_json: bool, account: Account) -> 
                 account.say(f"{one.status:<8} {one.type} {one.name}")
     finally:
         if not as_json and done:
-            table(["STATUS", "TYPE", "NAME", "DETAIL"], [[str(one.status), one.type, one.name, one.detail] for one in done],
-                  shrink=["DETAIL"])
+            _show(done)
     if as_json:
         print_json({"cluster": account.cluster, "account": account.place.account, "region": account.place.region,
                     "resources": [one.json() for one in done]})
@@ -112,10 +111,18 @@ def _carry_out(outcomes: Iterable[Outcome], as_json: bool, account: Account) -> 
     return done
 
 
+TOLD_BELOW = frozenset({"differs", "left", "skipped"})  # what somebody may have to act on
+
+
+def _show(done: Iterable[Outcome]) -> None:
+    table(["STATUS", "TYPE", "NAME", "DETAIL"], [
+        [str(one.status), one.type, one.name, "see below" if one.detail and one.status in TOLD_BELOW else one.detail]
+        for one in done], shrink=["DETAIL"])
+
+
 def _tell_details(done: Iterable[Outcome]) -> None:
-    """What somebody must act on, in full: the table may have cut it."""
     for one in done:
-        if one.detail and one.status in ("differs", "left", "skipped"):
+        if one.detail and one.status in TOLD_BELOW:
             click.echo(f"{one.type} {one.name}: {one.detail}", err=True)
 
 
@@ -292,8 +299,7 @@ def _add(account: Account, settings: Settings, prefix: str, wanted: Watch, as_js
     if as_json:
         print_json({"watch": wanted.json(), "resources": [one.json() for one in done]})
         return 0
-    table(["STATUS", "TYPE", "NAME", "DETAIL"], [[str(one.status), one.type, one.name, one.detail] for one in done],
-          shrink=["DETAIL"])
+    _show(done)
     click.echo(f"watching {wanted.source} as {wanted.name}; outputs go to {wanted.dest}", err=True)
     return 0
 
