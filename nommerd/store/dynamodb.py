@@ -57,6 +57,7 @@ units a month, 1.01 USD. A worker's heartbeat each minute: 0.03 USD a month.
 from __future__ import annotations
 
 import builtins
+import re
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -66,7 +67,7 @@ from typing import Any, ClassVar
 from pydantic import TypeAdapter
 
 from nommerd import logs
-from nommerd.errors import InfrastructureError, InputError
+from nommerd.errors import ConfigError, InfrastructureError, InputError
 from nommerd.job import Job, JobState, Key, Sweep
 from nommerd.store import dynamodb_index as index
 from nommerd.store import dynamodb_items as items
@@ -106,7 +107,10 @@ class DynamoStore(Store):
 
     def __init__(self, client: Any, table: str, recipe_grace_seconds: float = RECIPE_GRACE_SECONDS, *,
                  keep_finished_days: float = KEEP_FINISHED_DAYS) -> None:
-        """Raises ConfigError where the table is missing or may not be written; a service that is out of reach may come back."""
+        """Raises ConfigError where the table is missing or may not be written; a service out of reach may come back."""
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{3,255}", table):
+            raise ConfigError("config.store", f"{table!r} cannot be the name of a DynamoDB table.",
+                              "Use dynamodb://TABLE with 3 to 255 letters, digits, _, - and dots.", place="store")
         self._table = Table(client, table)
         self._grace = recipe_grace_seconds
         self._keep_seconds = keep_finished_days * DAY_SECONDS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
@@ -173,7 +174,7 @@ class Table:
             raise ConfigError("config.aws", f"AWS does not accept the credentials: {why}",
                               "Give this machine a role, or set AWS's own environment variables or aws.access_key_id.",
                               place="aws") from None
-        if code == "ValidationException" and ("index" in why or "key element" in why or "schema" in why):
+        if code == "ValidationException" and re.search(r"\bindex\b|schema|[Mm]issing the key|key element|key attribute", why):
             raise ConfigError("config.store", f"The DynamoDB table {self.name} is not as this version needs it: {why}",
                               _SETUP, place="store") from None
         if is_transient(error) or isinstance(error, BotoCoreError) or code.startswith("ExpiredToken"):
