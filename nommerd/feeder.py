@@ -41,12 +41,14 @@ from nommerd.storage.base import StorageRegistry
 from nommerd.store import open_store
 from nommerd.store.base import Store
 from nommerd.sweeper import Sweeper
+from nommerd.watching import Submit, Watching
 from nommerd.webhook import FORM, deliver, load_or_make_secret
 
 EXIT_CONFIG = 2
 STOP_SECONDS = 5.0  # for running requests, once asked to stop
 LEADER_LEASE_SECONDS = 15.0
 LEAD_SECONDS = 4.0  # between renewals of the leader record
+WATCH_SECONDS = 2.0  # between questions whether it is time to look for watches
 MARK_SECONDS = 0.5
 RETENTION_SECONDS = 3600.0
 RETENTION_PAGE = 200
@@ -61,7 +63,7 @@ class Feeder:
 
     def __init__(self, settings: Settings, *, store: Store, bus: Bus, storage: StorageRegistry, catalog: Catalog,
                  keyring: Keyring, egress: Egress, tokens: list[Secret], webhook_secret: Secret,
-                 user_data: UserData) -> None:
+                 user_data: UserData, watch: Callable[[Submit, Callable[[], bool]], Watching] | None = None) -> None:
         self._settings = settings
         self._user_data = user_data
         self._store = store
@@ -83,6 +85,7 @@ class Feeder:
         jobs = Jobs(store=store, sending=self.sending, storage=storage, recipes=Recipes(store, catalog.resolve),
                     keyring=keyring, check_notify=lambda url: egress.check(url, "webhook"), on_change=self.changed,
                     waiters=self.waiters)
+        self.watching = watch(jobs.submit, lambda: self.leadership.leads) if watch is not None else None
         old = settings.api.original
         original = Original(jobs=replace(jobs, project=old.project), nommers=old.nommers) if old.enabled else None
         gate = Gate(tokens, Hosts(settings.api.host, settings.api.hosts),
@@ -111,6 +114,8 @@ class Feeder:
             "retention": (self._delete_old, 60.0),
             "config": (self._user_data.publish, 60.0),
         }
+        if self.watching is not None:
+            loops = {**loops, "watches": (self.watching.look, WATCH_SECONDS)}
         self._greenlets = [gevent.spawn(self._loop, name, work, pause) for name, (work, pause) in loops.items()]
         self._server.start()
         logs.get().info("feeder.listening", url=self.url)
@@ -134,6 +139,8 @@ class Feeder:
         self._stopping.set()
         self.waiters.close()
         self._bus.changes.interrupt()
+        if self.watching is not None:
+            self.watching.stop()
         self._server.finish(STOP_SECONDS)
         self.deliveries.stop(0.5)
         self._acks.join(timeout=0.5)
@@ -267,4 +274,13 @@ def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     bus = open_bus(settings.bus, data, clients)
     stack.callback(bus.close)
     return Feeder(settings, store=store, bus=bus, storage=storage, catalog=catalog, keyring=keyring, egress=egress,
-                  tokens=[token], webhook_secret=signing, user_data=UserData(settings, clients, keyring))
+                  tokens=[token], webhook_secret=signing, user_data=UserData(settings, clients, keyring),
+                  watch=_watch(settings, clients, catalog))
+
+
+def _watch(settings: Settings, clients: Clients, catalog: Catalog) -> Callable[[Submit, Callable[[], bool]], Watching] | None:
+    """What reads the watches of buckets: they need queues, so the bus is SQS."""
+    bus = urlsplit(settings.bus)
+    if bus.scheme != "sqs":
+        return None
+    return lambda submit, leads: Watching(clients("sqs"), bus.netloc, settings.cluster, catalog, submit, leads)

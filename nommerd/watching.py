@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import gevent
 from gevent.event import Event
-from gevent.pool import Pool
+from gevent.pool import Group, Pool
 
 from nommerd import logs
 from nommerd.api.problems import Refusal
@@ -60,7 +59,6 @@ class _Open:
     extension: str | None
     params: Mapping[str, Any]
     counts: Counts = field(default_factory=Counts)
-    poller: gevent.Greenlet[..., object] | None = None
 
 
 class _Later(Exception):
@@ -79,6 +77,7 @@ class Watching:
         self._open: dict[str, _Open] = {}
         self._told: dict[str, str] = {}  # faults that were logged: once each, not once a minute
         self._stopping = Event()
+        self._pollers = Group()
 
     @property
     def counts(self) -> dict[str, Counts]:
@@ -97,7 +96,8 @@ class Watching:
         try:
             queues = watch_queues(self._sqs, self._prefix)
         except Exception as error:
-            return self._tell("", _ours(error))
+            self._tell("", _ours(error))
+            return
         self._told.pop("", None)
         for name in self._open.keys() - queues.keys():
             del self._open[name]
@@ -107,8 +107,8 @@ class Watching:
     def stop(self) -> None:
         """Read no more. What was received and is no job yet comes again."""
         self._stopping.set()
-        gevent.killall([one.poller for one in self._open.values() if one.poller is not None], timeout=1)
         self._open.clear()
+        self._pollers.kill(timeout=1)
 
     # --- definitions -------------------------------------------------------------------------------------------------
 
@@ -119,16 +119,18 @@ class Watching:
             found = None if watch is None else self._checked(watch, url)
         except NommerdError as error:
             self._open.pop(name, None)
-            return self._tell(name, error)
+            self._tell(name, error)
+            return
         except Exception as error:  # what is known goes on
-            return self._tell(name, _ours(error))
+            self._tell(name, _ours(error))
+            return
         self._told.pop(name, None)
         before = self._open.get(name)
         if found is None:
             self._open.pop(name, None)
         elif before is None:
             self._open[name] = found
-            found.poller = gevent.spawn(self._poll_on, name, found)
+            self._pollers.spawn(self._poll_on, name, found)
             logs.get().info("watch.opened", watch=name, source=found.watch.source, preset=found.watch.preset)
         else:
             before.watch, before.extension, before.params = found.watch, found.extension, found.params
