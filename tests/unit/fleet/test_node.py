@@ -297,7 +297,8 @@ def test_terminating_names_this_one_instance(monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.parametrize(("code", "kind"), [
     ("UnauthorizedOperation", ConfigError), ("OperationNotPermitted", ConfigError),
-    ("InvalidInstanceID.NotFound", ConfigError), ("RequestLimitExceeded", InfrastructureError), ("InternalError", InfrastructureError)])
+    ("InvalidInstanceID.NotFound", ConfigError), ("RequestLimitExceeded", InfrastructureError),
+    ("InternalError", InfrastructureError)])
 def test_what_ec2_answers_says_whether_a_later_try_may_help(code: str, kind: type[Exception]) -> None:
     from botocore.stub import Stubber
 
