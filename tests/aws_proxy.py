@@ -87,6 +87,7 @@ class AwsProxy:
         self.rules: list[Rule] = []
         self._faults: list[_Fault] = []
         self._dark: _Dark | None = None
+        self.open: set[socket.socket] = set()  # connections of clients
         self._server = _Server(("127.0.0.1", 0), _Handler)
         self._server.proxy = self
         self.url = f"http://127.0.0.1:{self._server.server_port}"
@@ -154,6 +155,10 @@ class AwsProxy:
 
     def go_dark(self, silent: bool = False) -> None:
         self._dark = _Dark(silent)
+        if not silent:
+            for connection in list(self.open):
+                with suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
 
     def light(self) -> None:
         """The end of the outage; who was held is let go, unanswered."""
@@ -255,7 +260,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_GET = do_POST = do_PUT = do_DELETE = do_HEAD = _serve
 
+    def setup(self) -> None:
+        super().setup()
+        self.server.proxy.open.add(self.connection)
+
     def finish(self) -> None:
+        self.server.proxy.open.discard(self.connection)
         if self._connection is not None:
             self._connection.close()
         super().finish()

@@ -1,5 +1,5 @@
-"""Rules of SQS that the emulator does not hold, for tests.aws_proxy: stale receipts, the cap of twelve hours from the receipt,
-one purge a minute.
+"""Rules of SQS that the emulator does not hold, for tests.aws_proxy: stale receipts, and the cap of twelve hours from the
+receipt.
 
 AWS: deleting by a receipt that is no longer the newest succeeds and may delete nothing (here: deletes nothing); changing the
 visibility by one, or of a message that is visible again, is refused.
@@ -15,7 +15,6 @@ from typing import Any
 from tests.aws_proxy import Answer, Call, Forward, error_answer
 
 CAP_SECONDS = 12 * 3600
-PURGE_SECONDS = 60.0
 
 
 @dataclass
@@ -32,7 +31,6 @@ class StrictSqs:
         self.refused: dict[str, int] = {}
         self._newest: dict[tuple[str, str], _Receipt] = {}  # by queue and message
         self._message: dict[str, tuple[str, str]] = {}  # by handle
-        self._purged: dict[str, float] = {}
 
     def __call__(self, call: Call, forward: Forward) -> Answer:
         if call.service != "sqs":
@@ -43,8 +41,6 @@ class StrictSqs:
             return self._batch(call, forward)
         if call.action == "ChangeMessageVisibility" and (why := self._refusal(call.json)):
             return self._refuse(call, "InvalidParameterValue", why)
-        if call.action == "PurgeQueue":
-            return self._purge(call, forward)
         return forward(call)
 
     def _received(self, call: Call, answer: Answer) -> Answer:
@@ -97,19 +93,13 @@ class StrictSqs:
         receipt.hidden_until = now + seconds
         return None
 
-    def _purge(self, call: Call, forward: Forward) -> Answer:
-        now = time.monotonic()
-        if now - self._purged.get(call.resource, -PURGE_SECONDS) < PURGE_SECONDS:
-            return self._refuse(call, "AWS.SimpleQueueService.PurgeQueueInProgress", "Only one PurgeQueue in 60 seconds.")
-        self._purged[call.resource] = now
-        return forward(call)
-
     def _refuse(self, call: Call, code: str, why: str) -> Answer:
         self._count(call.action, 1)
         return error_answer(call, 400, code, why)
 
     def _count(self, action: str, count: int) -> None:
-        self.refused[action] = self.refused.get(action, 0) + count
+        if count:
+            self.refused[action] = self.refused.get(action, 0) + count
 
 
 def _body(value: object) -> bytes:

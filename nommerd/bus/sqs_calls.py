@@ -70,25 +70,25 @@ def at_start(error: Exception) -> ConfigError | None:
                        "policies that `nommerd aws setup --dry-run` prints.")
 
 
-def call(operation: Callable[..., Any], *, seconds: float = CALL_SECONDS, **arguments: Any) -> Any:
-    """The answer of one call within `seconds`. Raises botocore's error, or BusUnavailable when the time is over."""
+def call(operation: Callable[[], Any]) -> Any:
+    """The answer of one call within CALL_SECONDS. Raises botocore's error, or BusUnavailable when the time is over."""
     result: AsyncResult[Any] = AsyncResult()
 
     def run() -> None:
         try:
-            result.set(operation(**arguments))
+            result.set(operation())
         except Exception as error:
             result.set_exception(error)
 
     gevent.spawn(run)
-    return answer(result, seconds)
+    return answer(result)
 
 
-def answer(result: AsyncResult[Any], seconds: float = CALL_SECONDS) -> Any:
-    """The result, waited for so long and no longer."""
-    result.wait(timeout=seconds)
+def answer(result: AsyncResult[Any]) -> Any:
+    """The result, waited for CALL_SECONDS and no longer. (`get` with a time-out would raise what an outer time-out raises.)"""
+    result.wait(timeout=CALL_SECONDS)
     if not result.ready():
-        raise BusUnavailable(f"SQS has not answered within {seconds:g} s.")
+        raise BusUnavailable(f"SQS has not answered within {CALL_SECONDS:g} s.")
     return result.get()
 
 
