@@ -105,6 +105,7 @@ class Ec2Proxy:
         Handler.proxy = proxy
         self._server = _Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self.clients = emulator().clients(self.url)  # for whoever calls AWS through it
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def __enter__(self) -> Ec2Proxy:

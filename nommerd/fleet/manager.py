@@ -177,6 +177,7 @@ class Fleet:
         except Ec2Refused as error:
             answer = self._refused(ledger, decision, error)
         self.nodes += len(answer.ids)
+        self._unseen |= dict.fromkeys(answer.ids, self._clock())
         ledger = ledger.answered(answer.ids)
         self._leadership.set_launch(ledger.encode())
         missing = max(decision.count - len(answer.ids), 0)
