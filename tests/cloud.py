@@ -6,7 +6,9 @@ machines share the configured keys.
 
 from __future__ import annotations
 
+import copy
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
@@ -18,7 +20,7 @@ from uuid import uuid4
 
 from nommerd.aws.clients import Clients
 from tests.emulator import ACCESS_KEY, REGION, SECRET_KEY, account, emulator
-from tests.rig import CANARY, FINAL, Rig, scratch, wait_until
+from tests.rig import CANARY, FINAL, Rig, free_port, scratch, wait_until
 
 SECRETS = (CANARY, ACCESS_KEY, SECRET_KEY, quote(SECRET_KEY, safe=""))
 PIPELINES = """\
@@ -73,6 +75,21 @@ aws: {{region: {REGION}, endpoint_url: "{self.url}"}}
         done = self.nommerd("aws", "setup")
         assert done.returncode == 0, done.stdout + done.stderr
         return self
+
+    def neighbour(self) -> Cloud:
+        """Another machine of this cluster, once a feeder has started here: its own port and data directory, the same keys."""
+        other = copy.copy(self)
+        other.root = self.root / f"neighbour-{uuid4().hex[:6]}"
+        other.data, other.logs = other.root / "data", other.root / "logs"
+        other.port, other.config = free_port(), self.root / f"{other.root.name}.yaml"
+        for folder in (other.data, other.logs):
+            folder.mkdir(parents=True)
+        for name in ("keys", "token", "webhook-secret"):
+            shutil.copy(self.data / name, other.data / name)
+        text = self.config.read_text().replace(str(self.data), str(other.data)).replace(str(self.port), str(other.port))
+        other.config.write_text(text)
+        other.daemons, other.answers, other.feeder = [], [], None
+        return other
 
     def put_source(self, clip: Path, key: str = "in.mp4") -> str:
         """The clip in the inbox; returns its URI."""
