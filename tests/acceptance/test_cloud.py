@@ -113,7 +113,7 @@ def test_of_two_feeders_both_answer_and_the_loss_of_the_leader_loses_nothing(tmp
 
 @pytest.mark.parametrize("moment", ["encode", "upload"])
 def test_a_worker_killed_in_mid_work_is_replaced_within_the_bound(tmp_path: Path, proxy: AwsProxy, moment: str) -> None:
-    with Cloud(tmp_path, url=proxy.url, slots=1).set_up() as cloud:
+    with Cloud(tmp_path, url=proxy.url, slots=1, lease_seconds=12).set_up() as cloud:
         source = cloud.put_source(clip(seconds=6, size="640x360"))
         if moment == "upload":  # the first part never gets its answer: the upload is open when its worker dies
             proxy.lose_answer("UploadPart", times=3)
