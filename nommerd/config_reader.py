@@ -241,6 +241,8 @@ def _check(draft: Draft, settings: Settings) -> None:
     _check_secrets(draft, settings)
     for key in ("store", "bus"):
         _check_url(draft, key, getattr(settings, key))
+    if settings.fleet.enabled:
+        _check_fleet(draft, settings)
     if settings.media.sandbox == "require":
         draft.fault("config.not_supported", "media.sandbox: require is not yet supported.", "Set it to best or off.",
                     place=draft.place(("media", "sandbox")))
@@ -248,6 +250,14 @@ def _check(draft: Draft, settings: Settings) -> None:
         draft.fault("config.no_hosts", f"api.host is {settings.api.host}, which others can reach, and api.hosts is empty.",
                     "List the host names under which clients call it, for example api.hosts: [media.example.org].",
                     place=draft.place(("api", "host")))
+
+
+def _check_fleet(draft: Draft, settings: Settings) -> None:
+    from nommerd.fleet.check import faults
+
+    for key, message, hint in faults(settings):
+        place = draft.places.get(tuple(key.split("."))) or draft.place(("fleet", "enabled"))
+        draft.fault("config.fleet", message, hint, place=place)
 
 
 def _check_secrets(draft: Draft, settings: Settings) -> None:

@@ -29,6 +29,8 @@ from nommerd.catalog import Catalog, load_stages
 from nommerd.config import Settings
 from nommerd.deliveries import Deliveries
 from nommerd.errors import ConfigError, InfrastructureError, ManyErrors, NommerdError
+from nommerd.fleet.ec2 import Ec2
+from nommerd.fleet.manager import Fleet
 from nommerd.fleet.userdata import UserData
 from nommerd.job import Job, utcnow
 from nommerd.lease import Leadership, LeaseWatch, this_process
@@ -49,6 +51,8 @@ STOP_SECONDS = 5.0  # for running requests, once asked to stop
 LEADER_LEASE_SECONDS = 15.0
 LEAD_SECONDS = 4.0  # between renewals of the leader record
 WATCH_SECONDS = 2.0  # between questions whether it is time to look for watches
+FLEET_SECONDS = 2.0  # between questions whether it is time to look after nodes
+LAUNCH_SECONDS = 60.0  # EC2 may take so long over a launch
 MARK_SECONDS = 0.5
 RETENTION_SECONDS = 3600.0
 RETENTION_PAGE = 200
@@ -63,7 +67,8 @@ class Feeder:
 
     def __init__(self, settings: Settings, *, store: Store, bus: Bus, storage: StorageRegistry, catalog: Catalog,
                  keyring: Keyring, egress: Egress, tokens: list[Secret], webhook_secret: Secret,
-                 user_data: UserData, watch: Callable[[Submit, Callable[[], bool]], Watching] | None = None) -> None:
+                 user_data: UserData, watch: Callable[[Submit, Callable[[], bool]], Watching] | None = None,
+                 fleet: Callable[[Leadership], Fleet] | None = None) -> None:
         self._settings = settings
         self._user_data = user_data
         self._store = store
@@ -73,6 +78,7 @@ class Feeder:
         self._acks = Pool(8)
         me = this_process("feeder")
         self.leadership = Leadership(store, me, LEADER_LEASE_SECONDS)
+        self.fleet = fleet(self.leadership) if fleet is not None else None
         self.sending = Sending(store, bus)
         self.waiters = Waiters()
         self.deliveries = Deliveries(
@@ -116,6 +122,8 @@ class Feeder:
         }
         if self.watching is not None:
             loops = {**loops, "watches": (self.watching.look, WATCH_SECONDS)}
+        if self.fleet is not None:
+            loops = {**loops, "fleet": (self._tend_fleet, FLEET_SECONDS)}
         self._greenlets = [gevent.spawn(self._loop, name, work, pause) for name, (work, pause) in loops.items()]
         self._server.start()
         logs.get().info("feeder.listening", url=self.url)
@@ -191,6 +199,10 @@ class Feeder:
         if swept:
             logs.get().info("swept", starting=starting, broken=len(swept.broken), sent=len(swept.sent),
                             abandoned=len(swept.abandoned), dead_letters=swept.dead_letters)
+
+    def _tend_fleet(self) -> None:
+        if self.fleet is not None:
+            self.fleet.tick(self.sending.sent)
 
     def _delete_old(self) -> None:
         if not self.leadership.leads or time.monotonic() < self._next_retention:
@@ -273,9 +285,10 @@ def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     stack.callback(store.close)
     bus = open_bus(settings.bus, data, clients)
     stack.callback(bus.close)
+    user_data = UserData(settings, clients, keyring)
     return Feeder(settings, store=store, bus=bus, storage=storage, catalog=catalog, keyring=keyring, egress=egress,
-                  tokens=[token], webhook_secret=signing, user_data=UserData(settings, clients, keyring),
-                  watch=_watch(settings, clients, catalog))
+                  tokens=[token], webhook_secret=signing, user_data=user_data, watch=_watch(settings, clients, catalog),
+                  fleet=_fleet(settings, clients, store, user_data))
 
 
 def _watch(settings: Settings, clients: Clients, catalog: Catalog) -> Callable[[Submit, Callable[[], bool]], Watching] | None:
@@ -284,3 +297,11 @@ def _watch(settings: Settings, clients: Clients, catalog: Catalog) -> Callable[[
     if bus.scheme != "sqs":
         return None
     return lambda submit, leads: Watching(clients("sqs"), bus.netloc, settings.cluster, catalog, submit, leads)
+
+
+def _fleet(settings: Settings, clients: Clients, store: Store, user_data: UserData) -> Callable[[Leadership], Fleet] | None:
+    """What starts and ends nodes, where the settings want any."""
+    if not settings.fleet.enabled:
+        return None
+    ec2 = Ec2(clients("ec2", read_timeout=LAUNCH_SECONDS), settings.cluster)
+    return lambda leadership: Fleet(settings, ec2=ec2, store=store, leadership=leadership, user_data=user_data)

@@ -42,6 +42,7 @@ class Sending:
         self._bus = bus
         self._clock = clock
         self._unmarked: OrderedDict[Key, Sent] = OrderedDict()
+        self.sent = 0  # messages so far
 
     def send(self, job: Job) -> str | None:
         """Tell the workers of this job. None when the bus is out of reach: the record stands, the sweeper sends it."""
@@ -50,6 +51,7 @@ class Sending:
         except BusUnavailable as error:
             logs.get().warning("job.not_sent", job=job.id, why=str(error))
             return None
+        self.sent += 1
         self._unmarked.pop(job.key, None)
         self._unmarked[job.key] = Sent(message_id, self._clock(), job.token)
         if len(self._unmarked) > UNMARKED_MAX:
