@@ -156,6 +156,8 @@ def _config_bucket(settings: Settings, place: Place, tags: list[dict[str, str]])
                                            "RestrictPublicBuckets": True},
         "VersioningConfiguration": {"Status": "Enabled"},
         "Tags": tags})
+    if (settings.aws.endpoint_url or "").startswith("http:"):
+        return  # an emulator without TLS: it would refuse us as well
     yield Resource(id="ConfigBucketPolicy", type="AWS::S3::BucketPolicy", name=bucket, after=("ConfigBucket",), properties={
         "Bucket": bucket, "PolicyDocument": policies.tls_only(bucket, place)})
 
