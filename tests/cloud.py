@@ -11,6 +11,7 @@ import json
 import shutil
 import subprocess
 import sys
+from base64 import b64decode
 from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -65,9 +66,19 @@ aws: {{region: {REGION}, endpoint_url: "{self.url}"}}
         for bucket in (self.inbox, self.outbox):
             self.s3.create_bucket(Bucket=bucket)
 
+    def command(self) -> list[str]:
+        """`nommerd`, in this Python."""
+        return [sys.executable, "-m", "nommerd"]
+
+    def user_data(self, node: str) -> str:
+        """What an instance was told at its birth, as the emulator has it."""
+        ec2 = self.clients("ec2")
+        found = ec2.describe_instance_attribute(InstanceId=node, Attribute="userData")["UserData"].get("Value", "")
+        return b64decode(found).decode()
+
     def nommerd(self, *arguments: str, seconds: float = 60) -> subprocess.CompletedProcess[str]:
         """One command to its end, on this cloud's configuration."""
-        argv = [sys.executable, "-m", "nommerd", *arguments, "-c", str(self.config)]
+        argv = [*self.command(), *arguments, "-c", str(self.config)]
         return subprocess.run(argv, env=self.env, capture_output=True, text=True, timeout=seconds, cwd=self.root, check=False)
 
     def set_up(self) -> Cloud:
@@ -148,7 +159,9 @@ def cloud_invariants(cloud: Cloud, *, seconds: float = 45, secrets: Iterable[str
             continue
         assert job["outputs"], job
         for output in job["outputs"]:
-            if not output["uri"].startswith("s3://"):
+            if output["uri"].startswith("http"):
+                continue
+            if output["uri"].startswith("file:"):
                 path = Path(unquote(urlsplit(output["uri"]).path))
                 assert sha256(path.read_bytes()).hexdigest() == output["sha256"]
                 continue
