@@ -34,7 +34,8 @@ def faults(settings: Settings) -> Iterator[Fault]:
                     f"List fewer: at most {POOLS_MAX}.")
     if fleet.silent_seconds < 2 * beat:
         yield Fault("fleet.silent_seconds", f"Nodes report every {beat:g} s: one that is silent for "
-                    f"{fleet.silent_seconds:g} s may be well.", "Set fleet.silent_seconds to twice worker.heartbeat_seconds or more.")
+                    f"{fleet.silent_seconds:g} s may be well.",
+                    "Set fleet.silent_seconds to twice worker.heartbeat_seconds or more.")
 
 
 def _missing(settings: Settings) -> Iterator[Fault]:

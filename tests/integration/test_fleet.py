@@ -17,6 +17,7 @@ from nommerd.aws import names
 from nommerd.config import Fleet as FleetSettings
 from nommerd.config import Settings
 from nommerd.errors import InfrastructureError
+from nommerd.fleet import watching
 from nommerd.fleet.ec2 import Ec2
 from nommerd.fleet.launch import Ledger
 from nommerd.fleet.manager import HOLD_SECONDS, POOR_SECONDS, STALE_SECONDS, UNSEEN_SECONDS, Fleet
@@ -50,7 +51,7 @@ class Clock:
 class Feeder:
     """What of a feeder the fleet needs."""
 
-    def __init__(self, bench: Bench, *, store: Store | None = None, **fleet: Any) -> None:
+    def __init__(self, bench: Bench, *, store: Store | None = None, tries: int = 3, **fleet: Any) -> None:
         self.bench, self.store = bench, store or bench.store
         me = Owner(worker="feeder", node=new_id())
         self.leadership = Leadership(self.store, me, 15.0, clock=bench.clock, watch=LeaseWatch(bench.clock, me))
@@ -58,7 +59,7 @@ class Feeder:
         self.wall = 1e9
         settings = Settings(cluster=bench.cluster, fleet=FleetSettings(**{
             "enabled": True, "image_id": IMAGE, "instance_types": TYPES, "zones": ZONES, **fleet}))
-        self.ec2 = Ec2(bench.proxy.clients("ec2"), bench.cluster)
+        self.ec2 = Ec2(bench.proxy.clients("ec2", tries=tries), bench.cluster)
         self.fleet = Fleet(settings, ec2=self.ec2, store=self.store, leadership=self.leadership,
                            user_data=lambda: self.user_data, clock=bench.clock, now=lambda: self.wall)
 
@@ -384,8 +385,8 @@ def test_an_answer_that_is_lost_on_the_way_costs_no_extra_node(bench: Bench) -> 
 
 def test_a_call_whose_outcome_is_unknown_counts_as_nodes_and_is_repeated_with_the_same_token(bench: Bench) -> None:
     bench.jobs(12)
-    feeder = Feeder(bench)
-    bench.proxy.fail["CreateFleet"] += [(503, "RequestLimitExceeded")] * 6  # two cycles with botocore's tries
+    feeder = Feeder(bench, tries=1)
+    bench.proxy.fail["CreateFleet"] += [(503, "RequestLimitExceeded")] * 2
     for _ in range(2):
         with pytest.raises(Ec2Unavailable):
             feeder.cycle()
@@ -643,7 +644,9 @@ def test_a_node_that_never_reports_is_ended(bench: Bench, events: Events) -> Non
     assert node not in bench.ids()
 
 
-def test_a_node_whose_worker_has_ended_gets_some_grace_and_its_record_is_forgotten_later(bench: Bench) -> None:
+def test_a_node_whose_worker_has_ended_gets_some_grace_and_its_record_is_forgotten_later(
+        bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "FORGET_SECONDS", 600.0)
     bench.jobs(1)
     feeder = Feeder(bench)
     feeder.cycle()
@@ -655,9 +658,9 @@ def test_a_node_whose_worker_has_ended_gets_some_grace_and_its_record_is_forgott
     assert bench.ids() == [node]
     bench.pass_by(feeder, 120)
     assert bench.ids() == []
-    bench.pass_by(feeder, 3000)
+    bench.pass_by(feeder, 240)
     assert len(bench.store.workers()) == 1
-    bench.pass_by(feeder, 900)
+    bench.pass_by(feeder, 240)
     assert bench.store.workers() == []
 
 
