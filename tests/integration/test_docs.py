@@ -142,12 +142,13 @@ def listening(port: int) -> bool:
 
 
 def bin_folder(home: Path) -> Path:
-    """A folder with `nommerd`, as this Python has it."""
+    """A folder with `nommerd` and the AWS emulator's command, as this Python has them."""
     folder = home / "bin"
     folder.mkdir()
-    script = folder / "nommerd"
-    script.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m nommerd \"$@\"\n")
-    script.chmod(0o755)
+    for name, module in (("nommerd", "nommerd"), ("moto_server", "moto.server")):
+        script = folder / name
+        script.write_text(f"#!/bin/sh\nexec {shlex.quote(sys.executable)} -P -m {module} \"$@\"\n")
+        script.chmod(0o755)
     return folder
 
 
