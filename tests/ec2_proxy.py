@@ -289,6 +289,7 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # head and body are written apart: 40 ms for each answer otherwise
     proxy: Ec2Proxy
 
     def handle_one(self) -> None:

@@ -203,9 +203,10 @@ class Fleet:
         """Log why nodes are missing, and remember pools without capacity. Returns a fault of the settings, if it was nothing
         else in any pool."""
         now, known = self._clock(), set(launch.pools(self._fleet))
-        for (code, message), count in Counter((one.code, one.message) for one in shortages).items():
+        why = {one.code: one.message for one in reversed(shortages)}
+        for code, count in Counter(one.code for one in shortages).items():
             logs.get().warning("fleet.no_capacity" if code in NOT_NOW else "fleet.pool_refused", launch=decision.token,
-                               market=decision.market, code=code, why=message, pools=count)
+                               market=decision.market, code=code, why=why[code], pools=count)
         for one in shortages:
             if one.pool is not None and one.code in SHORT:
                 pool = one.pool if one.pool in known else Pool(one.pool.type, "")

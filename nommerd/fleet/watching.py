@@ -36,7 +36,7 @@ class NodeWatch:
     def __init__(self, register_seconds: float, silent_seconds: float, gap_seconds: float, clock: Clock) -> None:
         self._register_seconds, self._silent_seconds, self._gap_seconds = register_seconds, silent_seconds, gap_seconds
         self._clock = clock
-        self._looked = clock()
+        self._looked = self._begun = clock()
         self._sights: dict[str, _Sight] = {}
 
     def judge(self, look: Look, workers: Sequence[WorkerRecord]) -> dict[str, str]:
@@ -59,6 +59,7 @@ class NodeWatch:
         now = self._clock()
         if now - self._looked > self._gap_seconds:
             self._sights.clear()
+            self._begun = now
         self._looked = now
         kept = {}
         for record in workers:
@@ -70,7 +71,9 @@ class NodeWatch:
         """Why this node must be ended; empty where it need not."""
         if not records:
             age = (look.now - node.launched).total_seconds()
-            return f"it did not report within {self._register_seconds:g} s" if age > self._register_seconds else ""
+            watched = self._clock() - self._begun  # it may have been unable to: then it gets the time of a silent one
+            late = age > self._register_seconds and watched >= min(self._register_seconds, self._silent_seconds)
+            return f"it did not report within {self._register_seconds:g} s" if late else ""
         quiet = self._clock() - max(self._sights[record.name].since for record in records)
         if all(record.state == TERMINATED for record in records):
             return f"its worker ended {quiet:.0f} s ago" if quiet > GRACE_SECONDS else ""

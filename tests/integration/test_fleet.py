@@ -248,7 +248,7 @@ def test_nodes_of_other_clusters_neither_count_nor_are_ended(bench: Bench) -> No
     feeder = Feeder(bench, register_seconds=0.001)
     feeder.cycle()
     assert len(bench.nodes()) == 3
-    wait_until(lambda: (feeder.cycle(), bench.proxy.asked("TerminateInstances"))[1], 5, "its own silent nodes are ended")
+    wait_until(lambda: (bench.pass_by(feeder, 1), bench.proxy.asked("TerminateInstances"))[1], 5, "its own nodes are ended")
     assert len(other.nodes()) == 3
     other.close()
 
@@ -271,7 +271,7 @@ def test_dry_run_says_what_it_would_do_and_changes_nothing(bench: Bench, events:
     wet.cycle()
     wet.leadership.resign()
     before = len(bench.proxy.calls)
-    wait_until(lambda: (dry.cycle(), told(events, "fleet.would_terminate"))[1], 5, "nodes it would end")
+    wait_until(lambda: (bench.pass_by(dry, 1), told(events, "fleet.would_terminate"))[1], 5, "nodes it would end")
     assert {call.action for call in bench.proxy.calls[before:]} == {"DescribeInstances"}
     assert (len(bench.nodes()), len(bench.asked())) == (3, 1)
 
@@ -639,7 +639,7 @@ def test_a_node_that_never_reports_is_ended(bench: Bench, events: Events) -> Non
     Feeder(bench).cycle()
     node, = bench.ids()
     feeder = Feeder(bench, register_seconds=0.5).take_over()
-    wait_until(lambda: (feeder.cycle(), told(events, "fleet.terminated"))[1], 10, "the node is ended")
+    wait_until(lambda: (bench.pass_by(feeder, 1), told(events, "fleet.terminated"))[1], 10, "the node is ended")
     assert told(events, "fleet.terminated")[0]["node"] == node
     assert node not in bench.ids()
 

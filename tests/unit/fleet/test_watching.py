@@ -46,12 +46,23 @@ class Bench:
 
 def test_a_node_that_never_reported_is_ended_when_it_is_old_enough_by_ec2s_own_clock() -> None:
     bench = Bench()
+    bench.pass_by(300, ONE)
     assert bench.judge(ONE, age=599) == {}
     assert bench.judge(ONE, age=601) == {ONE: "it did not report within 600 s"}
     assert bench.judge(ONE, age=601, state="pending") == {ONE: "it did not report within 600 s"}
     assert bench.judge(ONE, age=601, state="shutting-down") == {}
     bench.beat(ONE)
     assert bench.judge(ONE, age=601) == {}
+
+
+def test_a_node_that_could_not_report_while_we_did_not_look_gets_the_time_to_do_so() -> None:
+    bench = Bench()
+    bench.seconds += 5000
+    assert bench.judge(ONE, age=5000) == {}
+    assert bench.pass_by(240, ONE) == {}
+    assert bench.judge(ONE, age=5240) == {}
+    bench.pass_by(60, ONE)
+    assert bench.judge(ONE, age=5300) == {ONE: "it did not report within 600 s"}
 
 
 def test_a_node_whose_heartbeat_does_not_change_while_we_look_is_ended_whatever_its_clock_says() -> None:
