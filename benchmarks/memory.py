@@ -54,4 +54,5 @@ def main() -> None:
     report("idle worker after 5 jobs, resident", worker_mb, "MB", at_most=60, baseline=alone)
 
 
-main()
+if __name__ == "__main__":
+    main()
