@@ -138,13 +138,12 @@ class Ec2:
         return str(vpcs[0]["VpcId"])
 
     def _version(self, name: str, mark: str) -> Template | None:
-        """The newest version with this mark. Another feeder's settings may have made newer ones with others."""
-        best: Template | None = None
+        """A version with this mark. Another feeder's settings may have made newer ones with others."""
         for page in self._pages("describe_launch_template_versions", LaunchTemplateName=name, MaxResults=PAGE):
             for found in page["LaunchTemplateVersions"]:
-                if found.get("VersionDescription") == mark and (best is None or found["VersionNumber"] > best.version):
-                    best = Template(found["LaunchTemplateId"], found["VersionNumber"])
-        return best
+                if found.get("VersionDescription") == mark:
+                    return Template(found["LaunchTemplateId"], found["VersionNumber"])
+        return None
 
     def _pages(self, operation: str, **arguments: Any) -> Iterator[dict[str, Any]]:
         token: str | None = None

@@ -94,8 +94,7 @@ class Fleet:
         self.nodes = _count(ledger, alive, look)
         if unavailable is not None:
             raise unavailable
-        if ledger.decision is None:
-            self._start(ledger)
+        self._start(ledger)
 
     # --- nodes that are there ------------------------------------------------------------------------------------
 
