@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from nommerd.aws import names
 from nommerd.bus.sqs_queues import change_queue, dead_queue, job_queues
 from nommerd.errors import ConfigError
+from nommerd.store.dynamodb_table import CREATED
 
 if TYPE_CHECKING:
     from nommerd.config import Settings
@@ -21,17 +22,15 @@ if TYPE_CHECKING:
 VERSION = "2012-10-17"
 MANAGED_POLICY_MAX = 6144  # characters without white space, IAM's limit
 UNSCOPED = frozenset({  # actions that AWS knows no resource for: only these stand on "*"
-    "ec2:DescribeFleetInstances", "ec2:DescribeFleets", "ec2:DescribeImages", "ec2:DescribeInstances",
-    "ec2:DescribeLaunchTemplateVersions", "ec2:DescribeLaunchTemplates", "ec2:DescribeSecurityGroups",
-    "ec2:DescribeSubnets", "ec2:DescribeVpcs", "sqs:ListQueues",
+    "ec2:DescribeInstances", "ec2:DescribeLaunchTemplateVersions", "ec2:DescribeSecurityGroups", "ec2:DescribeSubnets",
+    "ec2:DescribeVpcs", "sqs:ListQueues",
 })
 Document = dict[str, Any]
 QUEUE_USE = ("sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:GetQueueUrl",
              "sqs:ReceiveMessage", "sqs:SendMessage")
-ITEM_USE = ("dynamodb:BatchGetItem", "dynamodb:BatchWriteItem", "dynamodb:ConditionCheckItem", "dynamodb:DeleteItem",
-            "dynamodb:DescribeTable", "dynamodb:GetItem", "dynamodb:PutItem", "dynamodb:Query", "dynamodb:UpdateItem")
-DOMAIN_USE = ("sdb:BatchDeleteAttributes", "sdb:BatchPutAttributes", "sdb:DeleteAttributes", "sdb:DomainMetadata",
-              "sdb:GetAttributes", "sdb:PutAttributes", "sdb:Select")
+ITEM_USE = ("dynamodb:BatchGetItem", "dynamodb:BatchWriteItem", "dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem",
+            "dynamodb:Query")
+DOMAIN_USE = ("sdb:BatchDeleteAttributes", "sdb:DeleteAttributes", "sdb:GetAttributes", "sdb:PutAttributes", "sdb:Select")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +100,7 @@ def node_policy(settings: Settings, place: Place) -> Document:
 def feeder_policy(settings: Settings, place: Place) -> Document:
     """The feeder: records and queues, see whether a destination is taken, the configuration's bucket, watches, the fleet."""
     return _checked("feeder", [
-        *_shared(settings, place), *_watches(settings, place),
+        *_shared(settings, place), *_sweeping(settings, place), *_watches(settings, place),
         *_config(settings, place, "KeepConfiguration", ("s3:GetObject", "s3:GetObjectVersion", "s3:PutObject"), listing=True),
         *_looking(settings, place), *_fleet(settings, place)])
 
@@ -120,6 +119,15 @@ def _shared(settings: Settings, place: Place) -> list[Document]:
     if store.scheme == "simpledb":
         found.append(statement("UseItems", DOMAIN_USE, [place.arn("sdb", f"domain/{store.netloc}")]))
     return found
+
+
+def _sweeping(settings: Settings, place: Place) -> list[Document]:
+    """Which recipes no job names any more is told by a scan of the index of all jobs."""
+    store = urlsplit(settings.store)
+    if store.scheme != "dynamodb":
+        return []
+    index = place.arn("dynamodb", f"table/{store.netloc}/index/{CREATED}")
+    return [statement("FindUnusedRecipes", ["dynamodb:Scan"], [index])]
 
 
 def _watches(settings: Settings, place: Place) -> list[Document]:
@@ -211,8 +219,7 @@ def _fleet(settings: Settings, place: Place) -> list[Document]:
                   {"StringEquals": {**asked["StringEquals"],
                                     "ec2:CreateAction": ["CreateFleet", "CreateLaunchTemplate", "RunInstances"]}}),
         statement("MakeTemplate", ["ec2:CreateLaunchTemplate"], ec2("launch-template/*"), asked),
-        statement("ChangeOwnTemplate", ["ec2:CreateLaunchTemplateVersion", "ec2:DeleteLaunchTemplateVersions",
-                                        "ec2:ModifyLaunchTemplate"], ec2("launch-template/*"), mine),
+        statement("ChangeOwnTemplate", ["ec2:CreateLaunchTemplateVersion"], ec2("launch-template/*"), mine),
         statement("EndNodesOfThisCluster", ["ec2:TerminateInstances"], ec2("instance/*"), mine),
         statement("GiveNodesTheirRole", ["iam:PassRole"], [_node_role(settings, place)],
                   {"StringEquals": {"iam:PassedToService": f"ec2.{_suffix(place)}"}}),
