@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-PATCHED = frozenset({"feeder", "worker", "encode"})  # commands that run ffmpeg, a store or a server in this process
+PATCHED = frozenset({"feeder", "worker", "encode", "wipe"})  # commands that run ffmpeg, a store or a server in this process
 
 
 def main() -> int:

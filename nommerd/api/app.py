@@ -56,7 +56,9 @@ def create_app(deps: Deps) -> Wsgi:
             return app.wsgi(environ, start_response)  # type: ignore[no-any-return]
         except Refusal as error:
             if deps.original is not None and error.status in (401, 429) and environ["PATH_INFO"] in ORIGINAL_PATHS:
-                return _json(refused(error))(environ, start_response)  # type: ignore[no-any-return]
+                answer = _json(refused(error))
+                start_response(answer.status_line, answer.headerlist)
+                return [answer.body]
             refusal = error
         except (NommerdError, ManyErrors) as error:
             refusal = _our_error(error)

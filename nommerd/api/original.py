@@ -137,8 +137,8 @@ def _sentence(fault: Fault) -> str:
 
 def _escaped(uri: Any) -> Any:
     """http addresses were escaped by the original itself."""
-    if isinstance(uri, str) and uri.lower().startswith(("http://", "https://")):
-        return quote(uri, safe=_UNESCAPED, errors="surrogatepass")
+    if isinstance(uri, str) and uri.lower().startswith(("http://", "https://")) and not bodies.control_characters(uri):
+        return quote(uri, safe=_UNESCAPED)
     return uri
 
 

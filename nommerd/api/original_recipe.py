@@ -14,7 +14,7 @@ from nommerd.media.command import RawPass
 from nommerd.media.formats import FAST_START_MUXERS
 from nommerd.media.options import check_options
 from nommerd.media.rawform import muxer_for
-from nommerd.pipeline.params import as_text, describe
+from nommerd.pipeline.params import describe
 from nommerd.pipeline.recipe import Recipe, StageSpec, build_stages
 from nommerd.pipeline.stages import STAGES
 
@@ -105,7 +105,7 @@ def _pair(item: Any, place: str) -> Pair:
         raise _bad(f"The option {name} cannot be {str(value).lower()}.", place, "Send null for a bare flag, or 0 or 1.")
     if isinstance(value, dict | list):
         raise _bad(f"The option {name} takes one plain value, got {describe(value)}.", place)
-    return name, None if value in (None, "") else as_text(value)
+    return name, None if value in (None, "") else str(value)
 
 
 def _check(options: Sequence[Placed], place: str, kind: str) -> None:

@@ -250,7 +250,8 @@ class TestCancelAndRetry:
 
     @pytest.mark.parametrize("state", FINAL - {S.FINISHED})
     def test_a_retry_begins_anew_under_the_same_token_with_no_attempt_charged(self, state: JobState) -> None:
-        before = final(state, error=BAD, warnings=(BAD,), attempts_charged=3, token=5, cancel_requested=True)
+        warned = (replace(BAD, attempt=1),)
+        before = final(state, error=BAD, warnings=warned, attempts_charged=3, token=5, cancel_requested=True)
         after = lifecycle.retry(LATER)(before)
         assert (after.state, after.attempts_charged, after.token, after.cancel_requested) == (S.PENDING, 0, 5, False)
         assert (after.error, after.warnings, after.message_id, after.finished) == (None, (), None, None)
