@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 TOKEN_KEY = "nommerd-token"
 CLIENTS_KEPT = 16  # of credentials in URIs
-REVOKE_TRIES = 5
+REVOKE_TRIES, REVOKE_CALL_TRIES = 5, 3  # until an upload is gone; and of each call: what cannot be reached is left to others
 
 _HANDLE = re.compile(r"([0-9a-f]{16}):(.+)")
 
@@ -173,7 +173,7 @@ class S3Storage(Storage):
 
     def _complete(self, place: Place, staging: Staging, sent: _Sent, overwrite: bool) -> None:
         """Until S3 gives a verdict; one that an earlier try may have brought about is looked into."""
-        client, unsure = self._client(place), False
+        client, before = self._client(place), None
         request = {"Bucket": place.bucket, "Key": place.key, "UploadId": _parted(staging.handle)[1],
                    "MultipartUpload": {"Parts": sent.parts}}
         condition = {} if overwrite else {"IfNoneMatch": "*"}
@@ -186,28 +186,31 @@ class S3Storage(Storage):
             except Exception as error:
                 status = status_of(error)
                 if error_code(error) == NO_UPLOAD or status == 412:
-                    self._judge(place, staging, sent, error, unsure or _was_retried(error))
+                    self._judge(place, staging, sent, error, before)
                     return
                 if status == 501 and condition:
                     condition = {}
                 elif failures == TRIES or not (is_transient(error) or status == 409):
                     raise ours(error, "dest", place) from None
-                unsure = True
+                before = error
             sent.stop.wait(backoff_seconds(failures))
 
-    def _judge(self, place: Place, staging: Staging, sent: _Sent, error: Exception, unsure: bool) -> None:
-        """S3 knows no such upload, or something is there: return where that is what an earlier try of ours made."""
+    def _judge(self, place: Place, staging: Staging, sent: _Sent, error: Exception, before: Exception | None) -> None:
+        """S3 knows no such upload, or something is there: return where that is what an earlier try of ours made, which
+        ended with the error `before`."""
         mark, _ = _parted(staging.handle)
         try:
             head = self._head(place)
         except Exception as unknown:
-            if unsure and status_of(unknown) != 404:
+            if before is not None and status_of(unknown) != 404:
                 raise unavailable("dest", "S3 does not say whether the output was published.") from None
             head = {}
         if _is_ours(head, sent.bytes, staging.options.sha256, mark):
             return
         if status_of(error) == 412:
             raise _exists()
+        if before is not None and status_of(before) == 409:  # S3 ends an upload that met another one
+            raise ours(before, "dest", place) from None
         raise Fenced("S3 knows no such upload: a newer owner revoked it.")
 
     # --- calls ---------------------------------------------------------------------------------------------------
@@ -216,7 +219,7 @@ class S3Storage(Storage):
         """Whether S3 says that it knows no such upload (or bucket, or credentials: then nobody can complete it). `look`:
         who may not look takes the abort's word."""
         try:
-            persistently(call, Stop())
+            persistently(call, Stop(), tries=REVOKE_CALL_TRIES)
         except Exception as error:
             code = error_code(error)
             if code in (NO_UPLOAD, "NoSuchBucket") or (code in UNKNOWN_KEYS and not place.own):
@@ -257,8 +260,9 @@ class S3Storage(Storage):
             self._theirs.move_to_end(keys)
             return self._theirs[keys]
         s3 = {"addressing_style": "auto" if self._endpoint_url is None else "path", "payload_signing_enabled": False}
-        # Checksums that others than AWS may not know are left out everywhere: parts carry an MD5, which signs them too.
-        client = self._clients("s3", endpoint_url=self._endpoint_url, access_key=keys, s3=s3,
+        # Tries are counted here, where it matters what an earlier one may have done. Checksums that others than AWS may not
+        # know are left out everywhere: parts carry an MD5, which is signed.
+        client = self._clients("s3", endpoint_url=self._endpoint_url, access_key=keys, tries=1, s3=s3,
                                request_checksum_calculation="when_required", response_checksum_validation="when_required")
         if keys is not None:
             self._theirs[keys] = client
@@ -303,12 +307,6 @@ def _is_ours(head: dict[str, Any], size: int, sha256: str | None, mark: str | No
     metadata = head.get("Metadata", {})
     return (head.get("ContentLength") == size and (sha256 is None or metadata.get(SHA256_KEY) == sha256)
             and (mark is None or str(metadata.get(TOKEN_KEY, "")).endswith(f"-{mark}")))
-
-
-def _was_retried(error: Exception) -> bool:
-    """Whether boto3 had tried before by itself."""
-    answer = getattr(error, "response", {})
-    return bool(answer.get("ResponseMetadata", {}).get("RetryAttempts"))
 
 
 def _parted(handle: str) -> tuple[str, str]:

@@ -11,6 +11,8 @@ NO_KEYS = frozenset({"NoCredentialsError", "PartialCredentialsError", "NoAuthTok
 EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestTimeTooSkewed",
                      "CredentialRetrievalError", "MetadataRetrievalError"})
 FULL = frozenset({"QuotaExceeded", "XMinioStorageFull", "StorageLimitExceeded"})
+DAMAGED = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch",
+                     "IncompleteBody"})  # a body did not arrive as it was sent
 NO_UPLOAD = "NoSuchUpload"
 
 
@@ -21,13 +23,15 @@ def told(error: Exception, family: str, place: Place) -> NommerdError:
     code, status = error_code(error), status_of(error)
     if code in NO_KEYS | UNKNOWN_KEYS:
         return _refused_keys(code, family, place)
-    if code in EXPIRED | FULL or is_transient(error) or (status is None and not _is_ours(error)):
+    if code in EXPIRED | FULL | DAMAGED or is_transient(error) or (status is None and not _is_ours(error)):
         return _passing(code, status, family)
     return _final(code, status, family, place)
 
 
 def _passing(code: str, status: int | None, family: str) -> NommerdError:
     """What another try may mend."""
+    if code in DAMAGED:
+        return InfrastructureError(f"{family}.corrupted", f"What S3 received was not what was sent ({code}).")
     if code in FULL or status == 507:
         return InfrastructureError(f"{family}.disk_full", f"S3 has no space left ({code}).", "Free some, or raise the quota.")
     return InfrastructureError(f"{family}.unavailable", f"S3 could not be used: {code}.",
@@ -36,10 +40,9 @@ def _passing(code: str, status: int | None, family: str) -> NommerdError:
 
 def _final(code: str, status: int | None, family: str, place: Place) -> NommerdError:
     """What no other try would change now."""
-    if code == "NoSuchBucket":
-        return InputError(f"{family}.not_found", f"There is no bucket {place.bucket}.")
-    if code == "NoSuchKey" or status == 404:
-        return InputError(f"{family}.not_found", f"There is no object {place.key!r} in the bucket {place.bucket}.")
+    if status == 404:
+        what = f"bucket {place.bucket}" if code == "NoSuchBucket" else f"object {place.key!r} in the bucket {place.bucket}"
+        return InputError(f"{family}.not_found", f"There is no {what}.")
     if code == "InvalidObjectState":
         return archived(place)
     if status in (401, 403):

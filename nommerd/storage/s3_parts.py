@@ -14,7 +14,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 WIDTH = 4  # requests at once for one object
-TRIES = 5  # of ours, each of which may be several of botocore's
+TRIES = 6  # of each request: the last one is some 15 s after the first
 BACKOFF_SECONDS = 0.5
 LOOK_SECONDS = 0.2  # how soon a stop is seen
 
@@ -58,15 +58,16 @@ def backoff_seconds(failures: int) -> float:
     return BACKOFF_SECONDS * float(2 ** (failures - 1)) * random.uniform(0.5, 1.5)
 
 
-def persistently(call: Callable[[], R], stop: Stop, transient: Callable[[Exception], bool] = is_transient) -> R:
-    """`call()`, again after errors that are transient, at most TRIES times. Raises the last one, or stop's reason."""
+def persistently(call: Callable[[], R], stop: Stop, transient: Callable[[Exception], bool] = is_transient,
+                 tries: int = TRIES) -> R:
+    """`call()`, again after errors that are transient, at most `tries` times. Raises the last one, or stop's reason."""
     failures = 0
     while True:
         try:
             return call()
         except Exception as error:
             failures += 1
-            if failures >= TRIES or not transient(error):
+            if failures >= tries or not transient(error):
                 raise
         stop.wait(backoff_seconds(failures))
         stop.check()

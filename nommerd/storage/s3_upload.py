@@ -11,6 +11,7 @@ from typing import Any
 from nommerd import runtime
 from nommerd.aws.clients import error_code, is_transient
 from nommerd.errors import InfrastructureError, InputError, Stop
+from nommerd.storage.s3_errors import DAMAGED
 from nommerd.storage.s3_parts import persistently, side_by_side
 from nommerd.storage.s3_uri import Place
 from nommerd.storage.s3_verify import of_range
@@ -19,9 +20,6 @@ PART_BYTES = 16 * 2**20  # at least 5 MiB (AWS), and so small that one sent in v
 PARTS_MAX = 10_000  # AWS
 PART_BYTES_MAX = 5 * 2**30  # AWS
 SEND_BYTES = 2**18  # read from the disk at once
-
-DAMAGED = frozenset({"BadDigest", "InvalidDigest", "XAmzContentChecksumMismatch", "XAmzContentSHA256Mismatch",
-                     "IncompleteBody"})  # it did not arrive as it was sent
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from nommerd import runtime
 from nommerd.aws.clients import is_transient
 from nommerd.errors import InfrastructureError, Stop
 from nommerd.net.watched import watched
-from nommerd.storage.s3_parts import side_by_side
+from nommerd.storage.s3_parts import persistently, side_by_side
 from nommerd.storage.s3_uri import Place
 
 SHA256_KEY = "nommerd-sha256"  # in the metadata of our outputs
@@ -130,7 +130,8 @@ def _size_of(client: Any, place: Place, part: int, stop: Stop) -> int:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        answer = watched(lambda: client.head_object(Bucket=place.bucket, Key=place.key, PartNumber=part), stop)
+        answer = persistently(lambda: watched(
+            lambda: client.head_object(Bucket=place.bucket, Key=place.key, PartNumber=part), stop), stop)
     except (BotoCoreError, ClientError) as error:
         if is_transient(error):
             raise InfrastructureError("source.unavailable", "S3 could not be used to check the source.") from None
