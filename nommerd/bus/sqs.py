@@ -95,6 +95,10 @@ class SqsSource:
             self._url = str(self._client.get_queue_url(QueueName=self.name)["QueueUrl"])
         return self._url
 
+    def find(self) -> str:
+        """The address, as a call to be retried."""
+        return self.url
+
     def _batch(self, operation: str) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
         return lambda entries: dict(getattr(self._client, operation)(QueueUrl=self.url, Entries=entries))
 
@@ -257,7 +261,7 @@ class SqsBus(Bus):
 
     def _find(self, region: str) -> None:
         sources = [source for queue in self._queues for source in (*queue.sources, queue.dead)]
-        asked = [gevent.spawn(_outcome, partial(call, lambda source=source: source.url)) for source in sources]
+        asked = [gevent.spawn(_outcome, partial(call, source.find)) for source in sources]
         errors = {source.name: greenlet.get()[1] for source, greenlet in zip(sources, asked, strict=True)}
         absent = [name for name, error in errors.items() if error is not None and missing(error)]
         if absent:

@@ -97,16 +97,17 @@ class CheckedStore(LossyStore):
 
 
 class Life(RuleBasedStateMachine):
-    """The rules; a subclass names the backend."""
+    """The rules; a subclass names the backends."""
 
     backend: str
+    bus_backend: str
 
     def __init__(self) -> None:
         super().__init__()
         self._backoff, base.BACKOFF_SECONDS = base.BACKOFF_SECONDS, 0.0
         self._folder = tempfile.TemporaryDirectory()
         self.store = CheckedStore(STORES[self.backend](Path(self._folder.name)))
-        self.bus: Bus = BUSES[self.backend](Path(self._folder.name))
+        self.bus: Bus = BUSES[self.bus_backend](Path(self._folder.name))
         self.now = datetime(2026, 1, 1, tzinfo=UTC)
         self.numbers = itertools.count(1)
         self.keys: list[Key] = []
@@ -497,11 +498,15 @@ class Life(RuleBasedStateMachine):
 
 
 class MemoryLife(Life):
-    backend = "memory"
+    backend = bus_backend = "memory"
 
 
 class SqliteLife(Life):
-    backend = "sqlite"
+    backend = bus_backend = "sqlite"
+
+
+class DynamoLife(Life):
+    backend, bus_backend = "dynamodb", "memory"
 
 
 _HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
@@ -509,3 +514,5 @@ TestMemoryLife = MemoryLife.TestCase
 TestMemoryLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
 TestSqliteLife = SqliteLife.TestCase
 TestSqliteLife.settings = settings(max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
+TestDynamoLife = DynamoLife.TestCase  # each step asks a hundred questions of a server
+TestDynamoLife.settings = settings(max_examples=2, stateful_step_count=15, deadline=None, suppress_health_check=_HEALTH)
