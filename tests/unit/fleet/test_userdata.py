@@ -1,0 +1,67 @@
+"""What a node is told at its birth."""
+
+from __future__ import annotations
+
+import subprocess
+from configparser import RawConfigParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nommerd.errors import ConfigError
+from nommerd.fleet.distribution import Pin
+from nommerd.fleet.userdata import BYTES_MAX, render
+
+PIN = Pin("s3://example-config/nommerd/east/" + "0" * 64 + ".json", "3sL4kqtJlcpXroDTDmJ", "0" * 64)
+TOP = {"users", "write_files", "runcmd"}  # all of them keys that cloud-init knows
+
+
+def document(**changes: Any) -> dict[str, Any]:
+    given = {"region": "eu-central-1", "cluster": "east", "version": "1.2.3", **changes}
+    text = render(PIN, **given)
+    assert text.startswith("#cloud-config\n")
+    assert len(text.encode()) < BYTES_MAX
+    return dict(yaml.safe_load(text))
+
+
+def written(of: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {file["path"]: file for file in of["write_files"]}
+
+
+def test_it_is_a_cloud_config_that_writes_the_boot_file_and_starts_the_worker_under_supervisor() -> None:
+    told = document(endpoint_url="https://vpce.example")
+    assert set(told) == TOP
+    files = written(told)
+    boot = files["/etc/nommerd/boot.yaml"]
+    assert (boot["permissions"], boot["owner"]) == ("0600", "root:root")
+    assert yaml.safe_load(boot["content"]) == {
+        "cluster": "east", "data": "/var/lib/nommerd", "region": "eu-central-1", "endpoint_url": "https://vpce.example",
+        "config": {"uri": PIN.uri, "version": PIN.version, "sha256": PIN.sha256}}
+    assert told["runcmd"] == [["/etc/nommerd/start-node"]]
+
+
+def test_the_start_is_a_shell_script_that_pins_the_version(tmp_path: Path) -> None:
+    script = written(document(version="7.8.9"))["/etc/nommerd/start-node"]["content"]
+    assert "nommerd[ffmpeg]==7.8.9" in script
+    assert "VERSION" not in script
+    path = tmp_path / "start"
+    path.write_text(script)
+    assert subprocess.run(["sh", "-n", str(path)]).returncode == 0
+
+
+def test_supervisor_starts_the_worker_with_the_boot_file_and_not_again_once_it_ended_itself() -> None:
+    parser = RawConfigParser()
+    parser.read_string(written(document())["/etc/nommerd/supervisord.conf"]["content"])
+    worker = dict(parser["program:worker"])
+    assert worker["command"].startswith("/opt/nommerd/bin/nommerd worker --boot /etc/nommerd/boot.yaml")
+    assert (worker["autorestart"], worker["exitcodes"], worker["user"]) == ("unexpected", "0,2", "nommerd")
+
+
+@pytest.mark.parametrize("wrong", [{"version": "1; reboot"}, {"region": "eu\nx"}, {"cluster": "$(id)"},
+                                   {"endpoint_url": "https://key:canary@host"}, {"endpoint_url": "https://host/?token=canary"}])
+def test_nothing_that_a_shell_could_misread_and_no_credential_gets_in(wrong: dict[str, str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        document(**wrong)
+    assert "canary" not in str(caught.value)
