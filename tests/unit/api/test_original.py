@@ -435,8 +435,8 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
     max_leaves=8)
 names = st.text(max_size=8) | st.sampled_from([
-    "vcodec", "b", "pass", "async", "vol", "vf", "af", "f", "sameq", "vpre", "target", "deinterlace", "an", "acodec", "profile",
-    "vsync", "flags2", "qscale"])
+    "vcodec", "b", "pass", "async", "vol", "vf", "af", "f", "sameq", "vpre", "target", "deinterlace", "an", "acodec",
+    "profile", "vsync", "flags2", "qscale"])
 values = json_values | st.sampled_from(
     ["1", "2", "mp4", "flv", "libfaac", "copy", "400k", "yadif", "480", "ntsc-dvd", "slow", None, 0, ""])
 pairs = st.lists(st.tuples(names, values).map(list) | json_values, max_size=4)

@@ -114,8 +114,7 @@ LINES: dict[str, list[Pair]] = {
         ("i_qfactor", "0.71"), ("b_strategy", "1"), ("qcomp", "0.6"), ("qmin", "10"), ("qmax", "51"), ("qdiff", "4"),
         ("bf", "3"), ("refs", "3"), ("directpred", "3"), ("trellis", "1"), ("wpredp", "2"), ("rc_lookahead", "40"),
         ("aq_mode", "1"), ("rc_eq", "blurCplx^(1-qComp)"), ("flags2", "+mixed_refs+wpred+dct8x8+fastpskip"), ("level", "30"),
-        ("bt", "400k"),
-        ("bidir_refine", "0"), ("deblockalpha", "0"), ("psnr", None), ("f", "mp4")],
+        ("bt", "400k"), ("bidir_refine", "0"), ("deblockalpha", "0"), ("psnr", None), ("f", "mp4")],
     "what ffmpeg has removed": [
         *X264, ("vpre", "fast_firstpass"), ("deinterlace", None), ("vol", "300"), ("vsync", "1"), ("vtag", "avc1"),
         ("sameq", None), ("map_meta_data", "0:0"), ("absf", "aac_adtstoasc"), ("f", "mp4")],
