@@ -274,7 +274,7 @@ def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     if catalog.errors:
         raise ManyErrors(catalog.errors)
     check_nommers(settings.api.original.nommers, catalog.pipelines)
-    egress = Egress(settings.net.allow_networks)
+    egress = Egress(settings.net.allow_networks, agent="nommerd-feeder")
     keyring = Keyring.load_or_make(data, settings.secrets.keys, make=True)
     token = secret_file(settings.token_file, make=True)
     signing = load_or_make_secret(settings.webhook_secret_file, settings.webhooks.secret, make=True)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from standardwebhooks import Webhook
 
-from nommerd import __version__, logs
+from nommerd import logs
 from nommerd.errors import NommerdError
 from nommerd.job import utcnow
 from nommerd.net.egress import Egress
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from nommerd.net.session import Answer
 
 JSON, FORM = "application/json", "application/x-www-form-urlencoded"  # what a body is
-USER_AGENT = f"nommerd-feeder/{__version__}"
 TOTAL_SECONDS = 15.0
 REPLY_BYTES_MAX = 64 * 1024
 GONE = 410
@@ -67,7 +66,7 @@ def deliver(egress: Egress, url: str, secret: Secret, message_id: str, body: byt
             content_type: str = JSON, total_seconds: float = TOTAL_SECONDS) -> Reply:
     """POST the event once, within `total_seconds`, reading at most REPLY_BYTES_MAX of the reply. Never raises for what
     a receiver or the network does."""
-    headers = {**sign(secret, message_id, body, at), "Content-Type": content_type, "User-Agent": USER_AGENT}
+    headers = {**sign(secret, message_id, body, at), "Content-Type": content_type}
     try:
         with watched(lambda: egress.post(url, body, "webhook", headers), None, total_seconds) as answer:
             _drain(answer)

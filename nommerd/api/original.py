@@ -121,8 +121,7 @@ def refused(refusal: Refusal) -> Answer:
 
 
 def _failure(error_code: str, message: str) -> Answer:
-    shown = message if len(message) <= MESSAGE_MAX else message[: MESSAGE_MAX - 1] + "…"
-    return {"success": False, "error_code": error_code, "message": shown}
+    return {"success": False, "error_code": error_code, "message": _clipped(message, MESSAGE_MAX)}
 
 
 def _sentence(fault: Fault) -> str:
@@ -132,7 +131,12 @@ def _sentence(fault: Fault) -> str:
     renamed = _FIELDS.get(first, first) + dot + rest
     message = fault.message.replace(f"'{first}'", f"'{renamed}'") if first in _FIELDS else fault.message
     where = "" if place in ("body", "request") else f"{renamed}: "
-    return f"{where}{message}{' ' + fault.hint if fault.hint else ''} ({fault.code})"
+    text = f"{where}{message}{' ' + fault.hint if fault.hint else ''}"
+    return f"{_clipped(text, MESSAGE_MAX - len(fault.code) - 3)} ({fault.code})"
+
+
+def _clipped(text: str, characters: int) -> str:
+    return text if len(text) <= characters else text[: characters - 1] + "…"
 
 
 def _escaped(uri: Any) -> Any:

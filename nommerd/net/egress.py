@@ -42,17 +42,19 @@ class Egress:
     """
 
     def __init__(self, allow_networks: Sequence[str] = (), *, connect_seconds: float = CONNECT_SECONDS,
-                 read_seconds: float = READ_SECONDS, ca_file: Path | None = None) -> None:
+                 read_seconds: float = READ_SECONDS, ca_file: Path | None = None, agent: str = "nommerd") -> None:
+        """`agent` is who others are told we are, before the version."""
         self._policy = Policy(allow_networks)
         self._timeouts = (connect_seconds, read_seconds)
         self._ca_file = ca_file
+        self._agent = agent
 
     @cached_property
     def _session(self) -> Session:
         """Made at the first request: see nommerd.net.session."""
         from nommerd.net.session import Session
 
-        return Session(self._policy, *self._timeouts, self._ca_file)
+        return Session(self._policy, *self._timeouts, self._ca_file, self._agent)
 
     def check(self, url: str, family: str) -> None:
         """Raise InputError for a URL that cannot be right or spells a forbidden address. No network: a name is judged when

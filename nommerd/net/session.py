@@ -76,9 +76,10 @@ class Answer:
 class Session:
     """One pool of connections to addresses that the policy permits."""
 
-    def __init__(self, policy: Policy, connect_seconds: float, read_seconds: float, ca_file: Path | None) -> None:
+    def __init__(self, policy: Policy, connect_seconds: float, read_seconds: float, ca_file: Path | None,
+                 agent: str = "nommerd") -> None:
         config = Config(ip_filter_enable=False, ip_filter_allow_loopback_ips=False, never_redirect=True,
-                        default_timeout=(connect_seconds, read_seconds), user_agent_override=f"nommerd/{__version__}")
+                        default_timeout=(connect_seconds, read_seconds), user_agent_override=f"{agent}/{__version__}")
         self._session = _Session(config)
         self._session.trust_env = False
         self._session.verify = str(ca_file) if ca_file else True
