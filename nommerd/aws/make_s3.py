@@ -142,7 +142,7 @@ def _aspects(s3: Any, name: str, wanted: Mapping[str, Any]) -> list[Aspect]:
         key = "ApplyServerSideEncryptionByDefault"
         return {"Rules": [{key: rule[key]} for rule in rules]}  # AWS adds whether bucket keys are used, and more with time
 
-    rules = [_api_rule(rule) for rule in wanted["LifecycleConfiguration"]["Rules"]]
+    rules = sorted(map(_api_rule, wanted["LifecycleConfiguration"]["Rules"]), key=_id)
     return [
         Aspect("public access blocked", read(s3.get_public_access_block, "PublicAccessBlockConfiguration"),
                wanted["PublicAccessBlockConfiguration"],
@@ -153,9 +153,13 @@ def _aspects(s3: Any, name: str, wanted: Mapping[str, Any]) -> list[Aspect]:
                lambda value: s3.put_bucket_encryption(Bucket=name, ServerSideEncryptionConfiguration=value)),
         Aspect("versioning", read(s3.get_bucket_versioning, "Status"), wanted["VersioningConfiguration"]["Status"],
                lambda value: s3.put_bucket_versioning(Bucket=name, VersioningConfiguration={"Status": value})),
-        Aspect("lifecycle", lambda: [_comparable(rule) for rule in _rules(s3, name)[0]], rules,
+        Aspect("lifecycle", lambda: sorted(map(_comparable, _rules(s3, name)[0]), key=_id), rules,
                lambda value: _put_rules(s3, name, value, {})),
     ]
+
+
+def _id(rule: Mapping[str, Any]) -> str:
+    return str(rule.get("ID", ""))
 
 
 def _api_rule(rule: Mapping[str, Any]) -> dict[str, Any]:

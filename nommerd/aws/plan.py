@@ -204,7 +204,7 @@ def _role(who: str, name: str, words: str, document: Mapping[str, Any], place: P
     yield Resource(id=f"{who}Policy", type="AWS::IAM::ManagedPolicy", name=name, properties={
         "ManagedPolicyName": name, "Description": f"What {words} may do.", "PolicyDocument": document})
     yield Resource(id=f"{who}Role", type="AWS::IAM::Role", name=name, after=(f"{who}Policy",), properties={
-        "RoleName": name, "Description": f"The role of {words}.", "AssumeRolePolicyDocument": policies.trust(),
+        "RoleName": name, "Description": f"The role of {words}.", "AssumeRolePolicyDocument": policies.trust(place),
         "ManagedPolicyArns": [place.arn("iam", f"policy/{name}", region=False)], "Tags": tags})
     yield Resource(id=f"{who}Profile", type="AWS::IAM::InstanceProfile", name=name, after=(f"{who}Role",), properties={
         "InstanceProfileName": name, "Roles": [name]})

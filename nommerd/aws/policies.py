@@ -45,6 +45,12 @@ class Place:
         """`arn:aws:sqs:REGION:ACCOUNT:resource`; region or account left empty where the service has none."""
         return f"arn:{self.partition}:{service}:{self.region if region else ''}:{self.account if account else ''}:{resource}"
 
+    @property
+    def ec2(self) -> str:
+        """EC2 as a principal."""
+        suffix = {"aws-cn": "amazonaws.com.cn", "${AWS::Partition}": "${AWS::URLSuffix}"}.get(self.partition, "amazonaws.com")
+        return f"ec2.{suffix}"
+
 
 def statement(sid: str, actions: Iterable[str], resources: Iterable[str], condition: Document | None = None) -> Document:
     """An Allow; sorted, so that equal policies are equal texts."""
@@ -64,9 +70,9 @@ def literal(text: str) -> str:
 # --- who may be whom -----------------------------------------------------------------------------------------------
 
 
-def trust(service: str = "ec2.amazonaws.com") -> Document:
-    """A role that a service's instances may take."""
-    return document([{"Effect": "Allow", "Principal": {"Service": service}, "Action": "sts:AssumeRole"}])
+def trust(place: Place) -> Document:
+    """Who may take the roles: EC2's instances."""
+    return document([{"Effect": "Allow", "Principal": {"Service": place.ec2}, "Action": "sts:AssumeRole"}])
 
 
 def tls_only(bucket: str, place: Place) -> Document:
@@ -135,7 +141,7 @@ def _watches(settings: Settings, place: Place) -> list[Document]:
     if prefix is None:
         return []
     queues = [place.arn("sqs", names.watch_prefix(prefix) + "*")]
-    use = ("sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:ListQueueTags", "sqs:ReceiveMessage")
+    use = ("sqs:DeleteMessage", "sqs:ListQueueTags", "sqs:ReceiveMessage")
     return [statement("ReadWatches", use, queues), statement("FindWatches", ["sqs:ListQueues"], ["*"])]
 
 
@@ -222,7 +228,7 @@ def _fleet(settings: Settings, place: Place) -> list[Document]:
         statement("ChangeOwnTemplate", ["ec2:CreateLaunchTemplateVersion"], ec2("launch-template/*"), mine),
         statement("EndNodesOfThisCluster", ["ec2:TerminateInstances"], ec2("instance/*"), mine),
         statement("GiveNodesTheirRole", ["iam:PassRole"], [_node_role(settings, place)],
-                  {"StringEquals": {"iam:PassedToService": f"ec2.{_suffix(place)}"}}),
+                  {"StringEquals": {"iam:PassedToService": place.ec2}}),
         statement("FirstSpotRequestOfAnAccount", ["iam:CreateServiceLinkedRole"],
                   [place.arn("iam", f"role/aws-service-role/{service}/*", region=False) for service in SPOT_SERVICES],
                   {"StringEquals": {"iam:AWSServiceName": list(SPOT_SERVICES)}}),
@@ -230,10 +236,6 @@ def _fleet(settings: Settings, place: Place) -> list[Document]:
 
 
 SPOT_SERVICES = ("ec2fleet.amazonaws.com", "spot.amazonaws.com")
-
-
-def _suffix(place: Place) -> str:
-    return "amazonaws.com.cn" if place.partition == "aws-cn" else "amazonaws.com"
 
 
 def _group_ids(groups: Sequence[str]) -> list[str]:

@@ -78,7 +78,7 @@ def _load(config_file: Path | None) -> Settings:
     from nommerd.config import load
 
     settings = load(config_file, os.environ)
-    if "://" in settings.store and settings.store.startswith("sqlite") and settings.bus.startswith("sqlite"):
+    if settings.store.startswith("sqlite:") and settings.bus.startswith("sqlite:"):
         click.echo("nommerd: note: store and bus are on this machine; set store: dynamodb://TABLE and bus: sqs://PREFIX to "
                    "have them on AWS.", err=True)
     return settings

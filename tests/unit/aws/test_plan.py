@@ -135,7 +135,8 @@ def test_aws_own_schema_of_resources_takes_the_template() -> None:
 def test_the_template_is_the_plan_for_wherever_it_is_used() -> None:
     """With what CloudFormation puts in put in, it is what setup makes."""
     made, notes = cloudformation.template(settings())
-    values = {"${AWS::Partition}": "aws", "${AWS::Region}": PLACE.region, "${AWS::AccountId}": PLACE.account}
+    values = {"${AWS::Partition}": "aws", "${AWS::Region}": PLACE.region, "${AWS::AccountId}": PLACE.account,
+              "${AWS::URLSuffix}": "amazonaws.com"}
 
     def put_in(value: Any) -> Any:
         if isinstance(value, dict):

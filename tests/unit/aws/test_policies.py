@@ -133,6 +133,21 @@ def test_the_feeder_passes_the_nodes_role_to_ec2_and_no_other_role_to_anyone() -
     assert "iam:PassRole" not in actions(both()["node"])
 
 
+def test_in_china_ec2_has_another_name() -> None:
+    assert Place("aws-cn", "cn-north-1", "1").ec2 == "ec2.amazonaws.com.cn"
+    assert policies.trust(PLACE)["Statement"][0]["Principal"] == {"Service": "ec2.amazonaws.com"}
+
+
+def test_every_statement_and_every_resource_is_on_its_page() -> None:
+    """docs/aws-resources.md: a row for each statement, and none for what there is not."""
+    page = (HOUSE.parent / "docs" / "aws-resources.md").read_text(encoding="utf-8")
+    told = {who: set(re.findall(r"^\| `([A-Z][A-Za-z]+)` \|", part, re.MULTILINE)) for who, part in (
+        ("node", page.split("### Nodes")[1].split("### The feeder")[0]), ("feeder", page.split("### The feeder")[1]))}
+    for who, statements in both().items():
+        assert {re.sub(r"\d+$", "", one["Sid"]) for one in statements} == told[who]
+    assert all(action in page for statements in both().values() for action in actions(statements))
+
+
 def test_without_a_fleet_the_feeder_has_nothing_of_ec2_and_iam() -> None:
     found = both(fleet=Fleet())["feeder"]
     assert not [action for action in actions(found) if action.startswith(("ec2:", "iam:"))]
