@@ -376,7 +376,7 @@ def test_a_fault_that_may_pass_leaves_the_event_on_the_queue(scene: Scene, log: 
     watching = scene.watching()
     watching.look()
     wait_until(lambda: logged(log, "watch.later"), 20, "a fault told")
-    assert scene.waiting() == 1
+    wait_until(lambda: scene.waiting() == 1, 20, "the emulator's test event gone, the film's not")
     assert scene.jobs() == []
     scene.fails = None
     watching.stop()
