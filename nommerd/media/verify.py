@@ -24,6 +24,7 @@ from nommerd.media.progress import ProgressReader
 TOLERANCE_SECONDS = 0.5
 TOLERANCE_FRAMES = 2
 STALL_SECONDS = 120.0
+_KEY_FRAMES_FAIL = frozenset({"theora"})  # ffmpeg 5 takes each frame that its decoder skips for an error
 Decode = Literal["key_frames", "full"]
 Warned = tuple[str, str, str]  # code, message, hint
 
@@ -76,7 +77,8 @@ def verify_file(binaries: Binaries, path: Path, expectation: Expectation, frames
     _check_frames(found, frames)
     if expectation.fast_start and is_fast_start(path) is not True:
         raise _wrong("its index does not come first")
-    argv = decode_argv(binaries.ffmpeg, path, decode, video=bool(found.video))
+    whole = any(stream.codec in _KEY_FRAMES_FAIL for stream in found.video)
+    argv = decode_argv(binaries.ffmpeg, path, "full" if whole else decode, video=bool(found.video))
     warnings += _check_decodes(argv, path, expectation, stop, stall_seconds)
     return found, warnings
 

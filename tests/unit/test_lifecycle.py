@@ -263,6 +263,19 @@ class TestCancelAndRetry:
             lifecycle.retry(LATER)(found)
 
 
+def test_what_was_warned_of_at_submit_stays_whatever_attempts_say() -> None:
+    given, noted = replace(BAD, code="recipe.old_option"), replace(BAD, code="input.damaged", attempt=1)
+    codes = ["recipe.old_option", "input.damaged"]
+    staged = lifecycle.stage(ME, [STAGED], [noted])(running(warnings=(given,)))
+    assert [warning.code for warning in staged.warnings] == codes
+    failed = lifecycle.fail(ME, BAD, [noted], 3, LATER)(staged)
+    assert [warning.code for warning in failed.warnings] == codes
+    again = lifecycle.retry(LATER)(failed)
+    assert again.warnings == (given,)
+    done = lifecycle.finish(OTHER, [OUTPUT], [given, noted], LATER)(lifecycle.claim(OTHER, "m2", 30, LATER)(again))
+    assert [warning.code for warning in done.warnings] == codes  # an adopting attempt repeats those that it found
+
+
 class TestMessagesAndEvents:
     def test_sent_and_dead_lettered_concern_only_jobs_that_wait(self) -> None:
         waiting = lifecycle.sent("m1", LATER)(job())

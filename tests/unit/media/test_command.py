@@ -94,6 +94,12 @@ def test_raw_passes_keep_their_options_in_order() -> None:
     assert [c.label for c in (first, second)] == ["pass 1", "pass 2"]
 
 
+def test_between_the_first_and_the_last_of_many_passes_each_reads_the_log_and_writes_it() -> None:
+    commands = raw([RawPass(options=[("b:v", "1M")])] * 5, JOB, "mp4")
+    assert [_after(command.argv, "-pass") for command in commands] == ["1", "3", "3", "3", "2"]
+    assert {_after(command.argv, "-passlogfile") for command in commands} == {"/w/out-web.pass"}
+
+
 def test_raw_passes_all_time_their_frames_alike_and_a_measuring_one_reads_the_sound_too() -> None:
     def first(*more: tuple[str, str | None], muxer: str = "mp4") -> tuple[str, ...]:
         return raw([RawPass(options=more), RawPass(options=more)], JOB, muxer)[0].argv
@@ -142,3 +148,8 @@ def test_fast_start_copies_every_track() -> None:
     assert " ".join(command.argv).endswith(
         "-map 0:v? -map 0:a? -map 0:s? -c copy -map_metadata 0 -movflags +faststart -protocol_whitelist file -f mp4 "
         "file:/w/out-web.mp4")
+
+
+def test_fast_start_keeps_the_kind_of_mp4_that_it_was() -> None:
+    for extension, muxer in (("m4a", "ipod"), ("3gp", "3gp"), ("psp", "psp"), ("mov", "mov"), ("dat", "mp4")):
+        assert _after(fast_start(replace(JOB, output=Path(f"/w/o.{extension}")), None).argv[-4:], "-f") == muxer

@@ -47,6 +47,12 @@ def test_sound_alone_passes(build: str) -> None:
     assert verify(media.clip(seconds=2, container="m4a"), replace(GOOD, streams=(SOUND,)), None, build)[1] == []
 
 
+@pytest.mark.parametrize("build", media.BUILDS)
+def test_pictures_whose_decoder_takes_a_skipped_frame_for_an_error_pass(build: str) -> None:
+    theora = film(container="mkv", video_codec="libtheora")
+    assert verify(theora, replace(GOOD, streams=None, fast_start=False), None, build)[1] == []
+
+
 @pytest.mark.parametrize("change", [
     {"codec": "hevc"}, {"width": 640}, {"height": 360}, {"pixel_format": "yuv444p"}, {"sample_aspect_ratio": Fraction(4, 3)},
 ])
