@@ -24,6 +24,7 @@ def config() -> None:
 
 def load_all(config_file: Path | None) -> tuple[Settings, Catalog, list[NommerdError]]:
     """The settings, the catalog they describe, and every fault in pipelines, presets and stages. Raises for the settings."""
+    from nommerd.api.original import check_nommers
     from nommerd.catalog import Catalog, load_stages
     from nommerd.config import load
     from nommerd.pipeline.stages import STAGES
@@ -36,6 +37,10 @@ def load_all(config_file: Path | None) -> tuple[Settings, Catalog, list[NommerdE
     except NommerdError as error:
         faults += error.errors if isinstance(error, ManyErrors) else [error]
     catalog = Catalog(settings.paths.pipelines, settings.paths.presets, stages)
+    try:
+        check_nommers(settings.api.original.nommers, catalog.pipelines)
+    except NommerdError as error:
+        faults.append(error)
     return settings, catalog, [*faults, *catalog.errors]
 
 

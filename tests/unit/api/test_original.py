@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO, StringIO
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from nommerd.api.auth import EVERYBODY, WRONG_TOKENS_MAX, Gate, Hosts, Networks
 from nommerd.api.body import BODY_BYTES_MAX
 from nommerd.api.original import Original, check_nommers
 from nommerd.bus.base import BusUnavailable
+from nommerd.cli.configure import load_all
 from nommerd.errors import ConfigError
 from nommerd.job import Job, JobState, Key
 from nommerd.pipeline.recipe import Recipe
@@ -32,7 +34,7 @@ class Old(Api):
     """The application with the original's call, for callers from these networks."""
 
     def open(self, networks: tuple[str, ...] = ("127.0.0.1/32",), *, enabled: bool = True, project: str = "default") -> Old:
-        original = Original(jobs=self.jobs, nommers={"acme.Copier": "copy", "acme.Silent": "silent"})
+        original = Original(jobs=replace(self.jobs, project=project), nommers={"acme.Copier": "copy", "acme.Silent": "silent"})
         gate = Gate([Secret(TOKEN)], Hosts("127.0.0.1"), original=Networks(networks) if enabled else EVERYBODY)
         self.app = create_app(Deps(jobs=self.jobs, gate=gate, ready=self._ready, original=original if enabled else None))
         return self
@@ -100,6 +102,14 @@ def test_it_is_an_ordinary_job_of_the_api(old: Old) -> None:
         ("original", None, {"nommer": NOMMER}, "normal")
     assert [job["id"] for job in old.call("GET", "/v1/jobs").json["jobs"]] == [job_id]
     assert old.call("POST", f"/v1/jobs/{job_id}/cancel").status == 202
+
+
+def test_its_jobs_are_in_a_project_of_their_own_where_one_is_set(tmp_path: Path) -> None:
+    old = Old(tmp_path).open(project="legacy")
+    job_id = old.send().json["job_id"]
+    assert old.store.get(Key("legacy", job_id)).project == "legacy"
+    assert old.bus.jobs.receive(1, 0)[0].message.key == Key("legacy", job_id)
+    assert old.count == 0
 
 
 def test_a_destination_that_exists_is_replaced(old: Old) -> None:
@@ -260,6 +270,9 @@ def test_a_nommer_mapped_to_a_pipeline_that_is_not_there_is_a_fault_of_the_confi
     with pytest.raises(ConfigError) as caught:
         check_nommers({"acme.Copier": "coppy"}, old.catalog.pipelines)
     assert (caught.value.place, caught.value.hint) == ("api.original.nommers.acme.Copier", "Did you mean copy?")
+    config = old.root / "nommerd.yaml"
+    config.write_text('paths: {pipelines: [pipelines]}\napi: {original: {nommers: {"acme.Copier": sillent}}}\n')
+    assert "api.original.nommers.acme.Copier" in [fault.place for fault in load_all(config)[2]]
 
 
 # --- refused ------------------------------------------------------------------------------------------------------
@@ -432,19 +445,22 @@ def test_it_knows_only_post(old: Old) -> None:
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4),
-    max_leaves=8)
-names = st.text(max_size=8) | st.sampled_from([
-    "vcodec", "b", "pass", "async", "vol", "vf", "af", "f", "sameq", "vpre", "target", "deinterlace", "an", "acodec",
-    "profile", "vsync", "flags2", "qscale"])
-values = json_values | st.sampled_from(
-    ["1", "2", "mp4", "flv", "libfaac", "copy", "400k", "yadif", "480", "ntsc-dvd", "slow", None, 0, ""])
-pairs = st.lists(st.tuples(names, values).map(list) | json_values, max_size=4)
-entries = st.fixed_dictionaries({}, optional={
-    "infile_options": pairs | json_values, "outfile_options": pairs | json_values, "move_atom_to_front": json_values})
-job_options = st.fixed_dictionaries({
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4), max_leaves=8)
+likely = st.sampled_from([
+    ["vcodec", "libx264"], ["b", "400k"], ["pass", 1], ["pass", "2"], ["async", 480], ["vol", 256],
+    ["vf", "yadif,scale=320:-2"], ["af", "highpass=200"], ["f", "mp4"], ["f", "flv"], ["sameq", None], ["vpre", "slow"], ["target", "ntsc-dvd"],
+    ["an", ""], ["deinterlace", None], ["acodec", "libfaac"], ["acodec", "copy"], ["profile", "baseline"], ["vsync", 1], ["qscale", 3.5]])
+unlikely = json_values | st.tuples(likely.map(lambda pair: pair[0]) | st.text(max_size=8), json_values).map(list)
+pairs = st.lists(likely, max_size=5) | st.lists(likely | unlikely, max_size=4) | json_values
+entries = st.fixed_dictionaries({"outfile_options": st.lists(likely, max_size=5)},
+                                optional={"move_atom_to_front": json_values})
+odd_entries = st.fixed_dictionaries({}, optional={"infile_options": pairs, "outfile_options": pairs}) | json_values
+job_options = st.fixed_dictionaries({"nommer": st.just(NOMMER), "options": st.lists(entries, min_size=1, max_size=3)})
+odd_job_options = st.fixed_dictionaries({
     "nommer": st.sampled_from([NOMMER, "acme.Copier", "acme.Silent"]) | json_values,
-    "options": st.lists(entries | json_values, max_size=3) | json_values})
+    "options": st.lists(entries | odd_entries, max_size=3) | st.just({"width": 320}) | json_values})
+ODD = {"source_path": json_values, "dest_path": st.sampled_from(["s3://k:s@b/x", "file:///", "http://h/"]) | json_values,
+       "notify_url": st.just("https://hook.example/") | json_values, "job_options": odd_job_options | json_values}
 
 
 @pytest.fixture(scope="module")
@@ -452,18 +468,19 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Old]:
     yield Old(tmp_path_factory.mktemp("fuzz")).open()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_no_body_makes_anything_but_200_with_success_or_an_error_code(shared: Old, data: st.DataObject) -> None:
-    good = shared.job_body()
-    paths = st.sampled_from([good["source_path"], good["dest_path"], "s3://k:s@b/x"]) | json_values
-    body = data.draw(st.fixed_dictionaries({
-        "source_path": st.just(good["source_path"]) | paths, "dest_path": st.just(good["dest_path"]) | paths,
-        "notify_url": st.none() | st.just("https://hook.example/") | json_values, "job_options": job_options | json_values})
-        | json_values)
+    body: object = shared.job_body(job_options=data.draw(job_options))
+    for key in data.draw(st.lists(st.sampled_from(sorted(ODD)), max_size=2)):
+        assert isinstance(body, dict)
+        body[key] = data.draw(ODD[key])
+    if data.draw(st.integers(0, 9)) == 9:
+        body = data.draw(json_values)
     answer = shared.send(json.dumps(body).encode())
-    assert answer.status == 200
-    if answer.json["success"] is not True:
+    if answer.json["success"] is True:
+        assert shared.job(answer).pipeline in ("original", "copy", "silent")
+    else:
         assert failed(answer)
 
 
