@@ -224,7 +224,7 @@ class _Filling:
             return "$$" if at_runtime else "$"
         name = found["braced"] or found["name"]
         if name not in self.known:
-            return found[0]
+            return f"${{{name}}}" if at_runtime and name else found[0]  # braced: letters may follow once the params are in
         text = as_text(self.values.get(name))
         return text.replace("$", "$$") if at_runtime else text
 

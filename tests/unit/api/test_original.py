@@ -448,8 +448,9 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4), max_leaves=8)
 likely = st.sampled_from([
     ["vcodec", "libx264"], ["b", "400k"], ["pass", 1], ["pass", "2"], ["async", 480], ["vol", 256],
-    ["vf", "yadif,scale=320:-2"], ["af", "highpass=200"], ["f", "mp4"], ["f", "flv"], ["sameq", None], ["vpre", "slow"], ["target", "ntsc-dvd"],
-    ["an", ""], ["deinterlace", None], ["acodec", "libfaac"], ["acodec", "copy"], ["profile", "baseline"], ["vsync", 1], ["qscale", 3.5]])
+    ["vf", "yadif,scale=320:-2"], ["af", "highpass=200"], ["f", "mp4"], ["f", "flv"], ["sameq", None], ["vpre", "slow"],
+    ["target", "ntsc-dvd"], ["an", ""], ["deinterlace", None], ["acodec", "libfaac"], ["acodec", "copy"],
+    ["profile", "baseline"], ["vsync", 1], ["qscale", 3.5]])
 unlikely = json_values | st.tuples(likely.map(lambda pair: pair[0]) | st.text(max_size=8), json_values).map(list)
 pairs = st.lists(likely, max_size=5) | st.lists(likely | unlikely, max_size=4) | json_values
 entries = st.fixed_dictionaries({"outfile_options": st.lists(likely, max_size=5)},
