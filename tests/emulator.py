@@ -49,6 +49,10 @@ class Emulator:
                     raise AssertionError(f"the AWS emulator did not listen within {START_SECONDS:.0f} s") from None
                 time.sleep(0.02)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
@@ -77,6 +81,11 @@ def emulator() -> Emulator:
     started = Emulator()
     atexit.register(started.stop)
     return started
+
+
+def running() -> set[int]:
+    """The pid of the shared one, if any test has started it."""
+    return {emulator().pid} if emulator.cache_info().currsize else set()
 
 
 _SERVE = """

@@ -194,17 +194,18 @@ class Store(ABC):
         """Let go of files and connections. Safe to call twice."""
 
     def unfinished(self, limit: int) -> int:
-        """How many jobs, of all projects, are not final; counts no further than `limit`."""
-        found = 0
+        """How many jobs, of all projects, are not final; counts no further than `limit`. One that changes its kind of sweep
+        meanwhile is counted once."""
+        found: set[Key] = set()
         for kind in Sweep:
             after: Job | None = None
-            while found < limit:
+            while len(found) < limit:
                 page = self.due_for_sweep(kind, FAR_FUTURE, PAGE, after)
-                found += sum(not job.state.final for job in page)
+                found |= {job.key for job in page if not job.state.final}
                 if len(page) < PAGE:
                     break
                 after = page[-1]
-        return min(found, limit)
+        return min(len(found), limit)
 
     def update(self, key: Key, change: Change, *, tries: int = UPDATE_TRIES) -> Job:
         """Apply a change to the newest record and store it; returns the record as stored.

@@ -168,7 +168,11 @@ class DynamoStore(Store):
     def unfinished(self, limit: int) -> int:
         partitions = [name for kind in Sweep for name in items.sweep_partitions(kind)]
         unsettled = Range(index=SWEEP, partitions=partitions, condition="attribute_not_exists(age_in)")
-        return min(index.count(self._open, unsettled, limit), limit)
+        found: set[str] = set()  # one that moves between two partitions meanwhile may be met in both
+        walk = Walk(self._open, unsettled, limit)
+        while len(found) < limit and (entries := walk.take(limit - len(found))):
+            found |= {entry["pk"]["S"] for entry in entries}
+        return min(len(found), limit)
 
     def due_for_sweep(self, kind: Sweep, now: float, limit: int, after: Job | None = None) -> Sequence[Job]:
         behind = None if after is None else items.due(after.sweep_at or 0.0, after.key)

@@ -56,24 +56,14 @@ class Walk:
             yield from answer.get("Items", ())
 
 
-def count(table: Table, part: Range, limit: int | None = None) -> int:
-    """How many entries are in the range; where `limit` is given, it may stop once it has so many."""
-    if limit is None:
-        return sum(table.side_by_side(lambda name: _count(table, part, name, None), part.partitions))
-    found = 0
-    for name in part.partitions:
-        if found < limit:
-            found += _count(table, part, name, limit - found)
-    return found
+def count(table: Table, part: Range) -> int:
+    """How many entries are in the range."""
+    return sum(table.side_by_side(lambda name: _count(table, part, name), part.partitions))
 
 
-def _count(table: Table, part: Range, partition: str, limit: int | None) -> int:
-    found = 0
-    for answer in table.pages("query", limit, Select="COUNT", **_query(part, partition)):
-        found += answer["Count"]
-        if limit is not None and found >= limit:
-            break
-    return found
+def _count(table: Table, part: Range, partition: str) -> int:
+    pages = table.pages("query", None, Select="COUNT", **_query(part, partition))
+    return sum(answer["Count"] for answer in pages)
 
 
 def _query(part: Range, partition: str) -> dict[str, Any]:

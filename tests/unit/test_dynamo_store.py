@@ -16,6 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from gevent import spawn_later
+from gevent.event import Event
 from structlog.testing import capture_logs
 
 from nommerd import lifecycle
@@ -24,6 +26,7 @@ from nommerd.job import Job, JobState, Key, Owner, Sweep, new_id, utcnow
 from nommerd.store import base, dynamodb_calls
 from nommerd.store.base import JobExists, JobQuery, Leader, StoreUnavailable, UnknownJob, WorkerRecord
 from nommerd.store.dynamodb import RECIPE_BYTES_MAX, DynamoStore
+from nommerd.store.dynamodb_items import shard_of
 from nommerd.store.dynamodb_table import TTL_ATTRIBUTE
 from tests.contracts.lagging import LaggingClient, client, new_table
 from tests.emulator import ACCESS_KEY, REGION, SECRET_KEY, emulator
@@ -94,6 +97,23 @@ def applied(request: Any) -> None:
 
 def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
+
+
+def test_a_job_that_moves_while_unfinished_ones_are_counted_is_counted_once() -> None:
+    writer = DynamoStore(client(), new_table())
+    made, moved = put(writer), Event()
+
+    def answer(operation: str, request: Any) -> Answer:
+        """The queries about sent jobs wait until the one about this job, unsent, is answered and it was sent."""
+        if operation == "Query" and b'"SENT#' in request.body:
+            moved.wait(5)
+        elif operation == "Query" and f'"UNSENT#{shard_of(made.key)}"'.encode() in request.body:
+            spawn_later(0.2, lambda: (writer.update(made.key, lifecycle.sent("m", NOON)), moved.set()))
+        return None
+
+    reader = DynamoStore(Line(answer).client, writer._table.name)
+    assert reader.unfinished(10) == 1
+    assert moved.is_set()
 
 
 class TestFaults:

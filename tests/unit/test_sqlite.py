@@ -303,12 +303,10 @@ class TestOpening:
     @pytest.mark.parametrize("url", ["sqlite:", "sqlite://", "sqlite:///", "sqlite://host/x.db", "sqlite:///x.db?mode=ro",
                                      "dynamodb://table", "simpledb://domain", "sqs://prefix", "redis://h", "", "nonsense"])
     def test_other_urls_are_configuration_errors(self, tmp_path: Path, url: str) -> None:
-        for opener, code, planned in ((open_store, "config.store", ("dynamodb:", "simpledb:")),
-                                      (open_bus, "config.bus", ("sqs:",))):
+        for opener, code in ((open_store, "config.store"), (open_bus, "config.bus")):
             with pytest.raises(ConfigError) as caught:
                 opener(url, tmp_path)
             assert caught.value.code == code
-            assert ("not yet supported" in str(caught.value)) == url.startswith(planned)
 
     def test_memory_urls_share_one_backend_for_each_name(self, tmp_path: Path) -> None:
         for opener in (open_store, open_bus):

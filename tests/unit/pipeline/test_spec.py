@@ -78,12 +78,12 @@ def test_the_passes_of_a_run_share_the_id_of_the_first():
 def test_unknown_keys_are_found_at_every_depth_with_place_path_and_what_was_meant():
     text = stages("- fetch", "- ffmpeg:", "    video: {codec: h264, widht: 3}", "    audio: [{codec: aac, chanels: 2}]",
     "    otput: {}",
-                  "- upload: {dest: x}", "- notify") + "\ndescripton: x\n"
+                  "- upload: {alc: private}", "- notify") + "\ndescripton: x\n"
     assert [str(error) for error in faults_of(text)] == [
         "p.yaml:6:26: recipe.unknown_key: stages[1].ffmpeg.video.widht: unknown key. Did you mean width?",
         "p.yaml:7:26: recipe.unknown_key: stages[1].ffmpeg.audio[0].chanels: unknown key. Did you mean channels?",
         "p.yaml:8:5: recipe.unknown_key: stages[1].ffmpeg.otput: unknown key. Did you mean output?",
-        "p.yaml:9:12: recipe.unknown_key: stages[2].upload.dest: unknown key. Known here: id.",
+        "p.yaml:9:12: recipe.unknown_key: stages[2].upload.alc: unknown key. Did you mean acl?",
         "p.yaml:11:1: recipe.unknown_key: descripton: unknown key. Did you mean description?",
     ]
 
