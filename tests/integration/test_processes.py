@@ -20,7 +20,7 @@ from gevent.event import AsyncResult
 from nommerd.errors import CancelRequested, InfrastructureError, ShuttingDown, Stop
 from nommerd.media import process
 from nommerd.media.progress import ProgressReader
-from tests import media
+from tests import emulator, media
 
 SH = "/bin/sh"
 SIDE_BY_SIDE = 16
