@@ -205,6 +205,11 @@ def test_any_text_is_filled_or_refused_and_filled_texts_can_be_expanded(text, in
         expand(value, {"n": "3", "source.stem": "s", "rendition.name": "r"})
 
 
+def test_a_run_time_name_ends_where_it_ended_before_a_param_was_filled_in():
+    filled, faults, _ = fill({"output": "$n$a"}, {"a": "v"})
+    assert not faults and expand(filled["output"], {"n": "3"}) == "3v"
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40))
 def test_a_text_with_its_dollars_doubled_comes_out_as_it_was(text):
