@@ -37,6 +37,7 @@ class Fault(Enum):
     UNAVAILABLE = (503, "ServiceUnavailable", "Service Amazon SimpleDB is currently unavailable. Please try again later.")
     TIMEOUT = (408, "RequestTimeout", "A timeout occurred when attempting to query the domain.")
     INTERNAL = (500, "InternalError", "Request could not be executed due to an internal service error.")
+    WELL = (200, "", "")  # nothing
     LOST = (0, "", "")  # applied, but the connection is closed without an answer
     CUT = (-1, "", "")  # the connection is closed before anything is done
 
@@ -93,7 +94,7 @@ class SimpleDB:
         for entry in self.faults:
             if entry[0] in (None, action):
                 self.faults.remove(entry)
-                return entry[1]
+                return None if entry[1] is Fault.WELL else entry[1]
         return None
 
     def call(self, parameters: Parameters) -> str:
