@@ -83,6 +83,13 @@ class S3Proxy:
         self._server.shutdown()
         self._server.server_close()
 
+    def reset(self) -> None:
+        """Forget faults and what was asked."""
+        with self._lock:
+            self._faults.clear()
+        self.seen.clear()
+        self.uploads.clear()
+
     def fault(self, operation: str, *, before: Action | None = None, after: Action | None = None, times: int = 1,
               when: Callable[[Exchange], bool] = lambda exchange: True) -> None:
         """For the next `times` requests of this operation: `before` may answer instead of the emulator, `after` changes

@@ -5,10 +5,11 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from nommerd.aws.clients import Clients
 from nommerd.errors import Stop
 from nommerd.storage.base import NO_OPTIONS, Staging, UploadOptions
 from nommerd.storage.s3 import S3Storage
@@ -20,16 +21,17 @@ MAX_SOURCE_BYTES = 100_000_000
 
 @dataclass
 class Scene:
-    """`plain` is a client that goes past the proxy."""
+    """`plain` is a client that goes past the proxy. Making clients takes boto3 a while: all share those of `clients`."""
 
     proxy: S3Proxy
     bucket: str
     plain: Any
+    clients: Clients
 
     def storage(self, **options: Any) -> S3Storage:
         """A storage as another process would have it."""
         given = {"endpoint_url": self.proxy.url, **options}
-        return S3Storage(emulator().clients(self.proxy.url), [self.bucket], [self.bucket], MAX_SOURCE_BYTES, **given)
+        return S3Storage(self.clients, [self.bucket], [self.bucket], MAX_SOURCE_BYTES, **given)
 
     def uri(self, key: str, credentials: str = "") -> str:
         return f"s3://{credentials and credentials + '@'}{self.bucket}/{key}"
@@ -63,14 +65,20 @@ class Scene:
         return [upload["UploadId"] for upload in found]
 
 
+    def anew(self) -> Scene:
+        """The same proxy without faults and memories, and an empty bucket."""
+        self.proxy.reset()
+        bucket = f"scene-{secrets.token_hex(6)}"
+        self.plain.create_bucket(Bucket=bucket)
+        return replace(self, bucket=bucket)
+
+
 @contextmanager
 def s3_scene() -> Iterator[Scene]:
-    """A scene with an empty bucket."""
+    """A scene to take others from, by `anew`."""
     plain = emulator().clients()("s3", request_checksum_calculation="when_required")
-    bucket = f"scene-{secrets.token_hex(6)}"
-    plain.create_bucket(Bucket=bucket)
     with s3_proxy(emulator().url) as proxy:
-        yield Scene(proxy, bucket, plain)
+        yield Scene(proxy, "", plain, emulator().clients(proxy.url))
 
 
 def fetch(storage: S3Storage, uri: str, target: Path, stop: Stop | None = None) -> bytes:

@@ -10,9 +10,14 @@ from nommerd.storage import s3_parts
 from tests.s3_scene import Scene, s3_scene
 
 
-@pytest.fixture
-def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scene]:
-    """A bucket behind a strict proxy; tries follow one another at once."""
-    monkeypatch.setattr(s3_parts, "BACKOFF_SECONDS", 0.005)
+@pytest.fixture(scope="session")
+def s3_stage() -> Iterator[Scene]:
     with s3_scene() as scene:
         yield scene
+
+
+@pytest.fixture
+def s3(s3_stage: Scene, monkeypatch: pytest.MonkeyPatch) -> Scene:
+    """A bucket behind a strict proxy; tries follow one another at once."""
+    monkeypatch.setattr(s3_parts, "BACKOFF_SECONDS", 0.005)
+    return s3_stage.anew()
