@@ -1,7 +1,8 @@
 """AWS's documented rules for S3 in front of the emulator, which does not hold them, and faults as a test scripts them.
 
 Held here: a part's Content-MD5 and the checksums are those of its body (BadDigest); an upload that was aborted or completed
-takes neither parts nor a completion (NoSuchUpload); a completion on If-None-Match fails where an object is (412).
+takes neither parts nor a completion (NoSuchUpload); a completion on If-None-Match fails where an object is (412); HEAD tells
+how many parts a checksum is composed of.
 """
 
 from __future__ import annotations
@@ -141,10 +142,20 @@ class S3Proxy:
             match = re.search(rb"<UploadId>([^<]+)</UploadId>", exchange.content)
             assert match
             self.uploads[match[1].decode()] = "open"
+        elif exchange.operation == "HeadObject":
+            self._say_parts(exchange)
         elif exchange.operation == "AbortMultipartUpload" and exchange.status == 204:
             self.uploads[upload] = "aborted"
         elif exchange.operation == "CompleteMultipartUpload" and exchange.status == 200:
             self.uploads[upload] = "completed"
+
+    @staticmethod
+    def _say_parts(exchange: Exchange) -> None:
+        told = {name.lower(): value for name, value in exchange.answer}
+        parts = told.get("etag", "").strip('"').partition("-")[2]
+        if parts:
+            exchange.answer = [(name, f"{value}-{parts}" if re.fullmatch("x-amz-checksum-(crc32|sha1|sha256)", name.lower())
+                                and "-" not in value else value) for name, value in exchange.answer]
 
     def _forward(self, exchange: Exchange) -> None:
         connection = http.client.HTTPConnection(self._host, self._port, timeout=30)
