@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any, Literal
 
 import pytest
 
 from nommerd.errors import ConfigError, Fenced, InfrastructureError, InputError, ShuttingDown
 from nommerd.pipeline.context import SOURCE, Context, MediaFile
 from nommerd.pipeline.destination import complete, join
-from nommerd.pipeline.stages import upload
-from nommerd.pipeline.stages.fetch import Fetch
-from nommerd.pipeline.stages.upload import Upload
+from nommerd.pipeline.loader import load_yaml
+from nommerd.pipeline.recipe import Recipe, build_stages, make_recipe
+from nommerd.pipeline.spec import read_pipeline
+from nommerd.pipeline.stages import STAGES, upload
+from nommerd.pipeline.stages.fetch import Fetch, plain_name
+from nommerd.pipeline.stages.upload import Upload, UploadSettings
+from nommerd.pipeline.tree import Faults
 from nommerd.secrets import public_uri
-from nommerd.storage.file import uri_of
+from nommerd.storage.base import NO_OPTIONS, Staging, StorageRegistry, UploadOptions
+from nommerd.storage.file import FileStorage, uri_of
 from tests.unit.pipeline.scene import Remake, Scene, notes
 
 
@@ -209,3 +216,102 @@ def test_credentials_stay_with_storage_and_are_found_again(dest: str, leaf: str,
 def test_the_content_type_goes_by_the_destination_then_by_the_file(scene: Scene, uri: str, kind: str) -> None:
     piece = upload._Piece(MediaFile(path=Path("/w/one.mp4"), stage_id="one"), uri, scene.storage.for_uri("file:///x"), 1)
     assert upload.content_type(piece) == kind
+
+
+# --- what an output is published with -----------------------------------------------------------------------------------
+
+
+class Remembering(FileStorage):
+    """Files that have a place for everything, and remember what they were given."""
+
+    options = frozenset(one.name for one in fields(UploadOptions))
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__([folder], 10**9)
+        self.given: list[UploadOptions] = []
+
+    def begin(self, uri: str, token: int, options: UploadOptions = NO_OPTIONS) -> Staging:
+        self.given.append(options)
+        return super().begin(uri, token, options)
+
+
+def upload_settings(text: str, **options: Any) -> UploadSettings:
+    """The settings as a pipeline's YAML has them."""
+    return build_stages(recipe_of(text, **options), STAGES)[-1].settings  # type: ignore[no-any-return]
+
+
+def recipe_of(text: str, origin: Literal["disk", "api"] = "disk") -> Recipe:
+    faults = Faults()
+    document = f"kind: pipeline\nname: p\nstages:\n  - fetch\n  - ffmpeg: {{audio: {{codec: aac}}}}\n  - upload: {text}\n"
+    found = read_pipeline(load_yaml(document, "p.yaml"), STAGES, origin, faults)
+    faults.check()
+    assert found is not None
+    return make_recipe(found, {}, STAGES)
+
+
+def test_what_the_pipeline_says_of_the_upload_reaches_the_backend_with_the_checksum(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.storage = StorageRegistry({"file": (backend := Remembering(scene.files))})
+    settings = upload_settings("{cache_control: no-store, storage_class: STANDARD_IA, encryption: 'aws:kms', "
+                               "kms_key_id: alias/a, acl: bucket-owner-full-control, tags: {team: 'é-1 + 2', cost: ''}}")
+    context = ready(scene)
+    Upload("upload", settings).run(context)
+    assert backend.given == [UploadOptions(
+        content_type="video/mp4", sha256=sha256(scene.dest.read_bytes()).hexdigest(), cache_control="no-store",
+        storage_class="STANDARD_IA", encryption="aws:kms", kms_key_id="alias/a", acl="bucket-owner-full-control",
+        tags={"team": "é-1 + 2", "cost": ""})]
+    assert context.warnings == []
+    context = ready(scene, "second.mp4")
+    context.task = replace(context.task, overwrite=True)
+    Upload("upload", upload_settings("{content_type: 'video/mp4; codecs=avc1'}")).run(context)
+    assert backend.given[-1].content_type == "video/mp4; codecs=avc1"
+
+
+@pytest.mark.parametrize("text", [
+    "{acl: public}", "{storage_class: standard}", "{storage_class: EXPRESS_ONEZONE}", "{encryption: kms}",
+    "{kms_key_id: alias/a}", "{encryption: AES256, kms_key_id: alias/a}", "{content_type: mp4}", "{content_type: \"video/mp4\\r\\nX-Evil: 1\"}",
+    "{cache_control: \"a\\nb\"}", "{tags: {'a&b': x}}", "{tags: {a: 'x<y'}}", "{tags: {'aws:a': x}}", "{tags: {AWS:a: x}}",
+    "{tags: {'': x}}", f"{{tags: {{{'a' * 129}: x}}}}", f"{{tags: {{a: {'x' * 257}}}}}", "{tags: {a: 1}}",
+    "{tags: {" + ", ".join(f"t{n}: x" for n in range(11)) + "}}", "{bucket: x}"])
+def test_what_s3_would_refuse_is_refused_when_the_pipeline_is_read(text: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        recipe_of(text)
+    assert caught.value.code.startswith("recipe.")
+    assert "p.yaml:6" in str(caught.value)
+
+
+def test_a_destination_without_a_place_for_them_is_told_once_and_encryption_is_never_left_out(scene: Scene) -> None:
+    context = ready(scene)
+    Upload("upload", upload_settings("{acl: private, cache_control: no-store, tags: {a: b}}")).run(context)
+    assert [(warning.code, warning.message) for warning in context.warnings] == [
+        ("dest.options_ignored", "The destination has no place for acl, cache_control, tags.")]
+    assert scene.dest.exists()
+    context = ready(Scene2(scene))
+    with pytest.raises(InputError) as caught:
+        Upload("upload", upload_settings("{encryption: AES256}")).run(context)
+    assert caught.value.code == "dest.not_supported"
+    assert not (scene.files / "second.mp4").exists()
+    assert notes(context).staged == []
+
+
+@pytest.mark.parametrize("text", ["{acl: public-read}", "{tags: {a: b}}", "{encryption: AES256}", "{storage_class: STANDARD}",
+                                  "{encryption: 'aws:kms', kms_key_id: alias/a}"])
+def test_who_may_see_an_output_and_what_it_costs_is_for_the_operators_pipelines(text: str) -> None:
+    recipe_of(text)
+    with pytest.raises(InputError) as caught:
+        recipe_of(text, "api")
+    assert caught.value.code == "recipe.forbidden_option"
+    stored = recipe_of(text)
+    forged = replace(stored, stages=tuple(replace(stage, origin="api") for stage in stored.stages))
+    with pytest.raises(InputError):
+        build_stages(forged, STAGES)
+    assert upload_settings("{content_type: video/mp4, cache_control: no-store}", origin="api").cache_control == "no-store"
+
+
+def test_the_name_of_an_object_gives_its_content_type_whatever_its_key_holds(scene: Scene) -> None:
+    for uri, kind in (("s3://k:s/e@media/a#1?.webm", "video/webm"), ("s3://media/dir.mp4/a.mpd", "application/dash+xml")):
+        piece = upload._Piece(MediaFile(path=Path("/w/one.mp4"), stage_id="one"), uri, scene.storage.for_uri("file:///x"), 1)
+        assert upload.content_type(piece) == kind
+    assert plain_name("s3://media/take #2 100%25.mov") == "take _2 100_25.mov"
+    assert join("s3://media/dir/", "a b%.mp4") == "s3://media/dir/a b%.mp4"
+    assert complete("s3://k:s/e@media/dir/", "s3://media/dir/a b%.mp4") == "s3://k:s/e@media/dir/a b%.mp4"
