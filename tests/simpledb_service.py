@@ -37,6 +37,9 @@ class Fault(Enum):
     UNAVAILABLE = (503, "ServiceUnavailable", "Service Amazon SimpleDB is currently unavailable. Please try again later.")
     TIMEOUT = (408, "RequestTimeout", "A timeout occurred when attempting to query the domain.")
     INTERNAL = (500, "InternalError", "Request could not be executed due to an internal service error.")
+    REFUSED = (400, "InvalidParameterValue", "Value () for parameter Value is invalid.")
+    DENIED = (403, "AuthorizationFailure", "User does not have permission to perform this action.")
+    FULL = (409, "NumberDomainBytesExceeded", "Too many bytes in this domain.")
     WELL = (200, "", "")  # nothing
     LOST = (0, "", "")  # applied, but the connection is closed without an answer
     CUT = (-1, "", "")  # the connection is closed before anything is done

@@ -64,13 +64,12 @@ class Recipes:
         raise InfrastructureError("internal.bad_recipe", "A stored recipe is not whole.", retryable=False)
 
     def delete_unnamed(self) -> None:
-        """Delete recipes past their grace that no job names, and what was never made whole: some at each call, in turn."""
-        for row in self._stale(STORED, GENERATION, GROUPS):
+        """Delete recipes past their grace that no job names, then the items that no head names: some at each call, in turn."""
+        for row in self._stale(STORED):
             recipe_hash = unquote(row.name.split("/")[1])
             if not self._is_named(recipe_hash):
                 with suppress(Mismatch):  # stored anew meanwhile: its job comes
                     self._domain.delete(row.name, expected=(STORED, row.attributes[STORED]))
-                    self._domain.delete_many(_groups(recipe_hash, row.attributes))
         for row in self._stale(WRITTEN):
             _, escaped, generation, _ = row.name.split("/")
             head = self._domain.get(f"recipe/{escaped}")
@@ -93,12 +92,11 @@ class Recipes:
                 self._domain.put(item, {WRITTEN: now, **parted(group)})
         self._domain.put(item_name("recipe", recipe_hash), head)
 
-    def _stale(self, time_name: str, *others: str) -> list[Row]:
+    def _stale(self, time_name: str) -> list[Row]:
         """Items past their grace, by their time; the next call goes on behind them, and begins anew after the last."""
         before = seconds_padded(time.time() - self._grace + 0.000001)
         where = within(time_name, "", before, behind=self._behind.get(time_name))
-        output = ", ".join(map(quoted_name, (time_name, *others)))
-        rows = list(islice(self._domain.select(output, where, CHECKED), CHECKED))
+        rows = list(islice(self._domain.select(quoted_name(time_name), where, CHECKED), CHECKED))
         self._behind[time_name] = rows[-1].attributes[time_name] if len(rows) == CHECKED else None
         return rows
 

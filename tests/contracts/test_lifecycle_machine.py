@@ -509,6 +509,10 @@ class DynamoLife(Life):
     backend, bus_backend = "dynamodb", "memory"
 
 
+class SimpleLife(Life):
+    backend, bus_backend = "simpledb", "memory"
+
+
 _HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 TestMemoryLife = MemoryLife.TestCase
 TestMemoryLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
@@ -516,3 +520,5 @@ TestSqliteLife = SqliteLife.TestCase
 TestSqliteLife.settings = settings(max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
 TestDynamoLife = DynamoLife.TestCase  # each step asks a hundred questions of a server
 TestDynamoLife.settings = settings(max_examples=2, stateful_step_count=15, deadline=None, suppress_health_check=_HEALTH)
+TestSimpleLife = SimpleLife.TestCase
+TestSimpleLife.settings = settings(max_examples=4, stateful_step_count=25, deadline=None, suppress_health_check=_HEALTH)

@@ -326,6 +326,16 @@ class TestOperators:
         with pytest.raises(ConfigError):
             put(store)
 
+    def test_what_cannot_be_right_later_is_not_called_unavailable(self, server: SimpleDBServer, store: SimpleStore) -> None:
+        for fault, kind, code in ((Fault.DENIED, ConfigError, "config.aws_permission"),
+                                  (Fault.REFUSED, InfrastructureError, "internal.store_refused"),
+                                  (Fault.FULL, StoreUnavailable, "node.store_unavailable")):
+            server.service.fail(fault)
+            with pytest.raises(kind) as caught:
+                put(store)
+            assert (type(caught.value), caught.value.code) == (kind, code)
+            assert caught.value.retryable is (kind is StoreUnavailable)
+
     @pytest.mark.parametrize("name", ["", "ab", "a b", "jobs/x", "x" * 256])
     def test_a_name_that_no_domain_can_have_is_a_fault_of_the_configuration(self, client: Any, name: str) -> None:
         with pytest.raises(ConfigError) as caught:
@@ -422,6 +432,21 @@ class TestRecipes:
 
         monkeypatch.setattr(store._domain, "delete", slowly)
         store.delete_finals(NOON, 5)
+        assert store.get_recipe("h") == "{}"
+
+    def test_one_deleted_as_it_is_stored_anew_is_written_whole(self, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        store = SimpleStore(client, D, recipe_grace_seconds=0.0)
+        store.put_recipe("h", "{}")
+        put_item, seen = store._domain.put, []
+
+        def slowly(item: str, attributes: dict[str, str], **options: Any) -> None:
+            if not seen:
+                seen.append(item)
+                client.delete_attributes(DomainName=D, ItemName=item)
+            put_item(item, attributes, **options)
+
+        monkeypatch.setattr(store._domain, "put", slowly)
+        store.put_recipe("h", "{}")
         assert store.get_recipe("h") == "{}"
 
     def test_each_is_looked_at_in_its_turn_however_many_there_are(self, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
