@@ -24,9 +24,10 @@ from nommerd import lifecycle
 from nommerd.errors import ConfigError, InfrastructureError, InputError
 from nommerd.job import Job, JobState, Key, Owner, Sweep, new_id, utcnow
 from nommerd.store import base, dynamodb_calls
-from nommerd.store.base import JobExists, JobQuery, Leader, StoreUnavailable, UnknownJob, WorkerRecord
+from nommerd.store.base import JobExists, JobPage, JobQuery, Leader, StoreUnavailable, UnknownJob, WorkerRecord
+from nommerd.store.cursor import Cursor
 from nommerd.store.dynamodb import RECIPE_BYTES_MAX, DynamoStore
-from nommerd.store.dynamodb_items import shard_of
+from nommerd.store.dynamodb_items import recipe_key, recipe_place, shard_of
 from nommerd.store.dynamodb_table import TTL_ATTRIBUTE
 from tests.contracts.lagging import LaggingClient, client, new_table
 from tests.emulator import ACCESS_KEY, REGION, SECRET_KEY, emulator
@@ -314,12 +315,30 @@ class TestItems:
         with pytest.raises(UnknownJob):
             DynamoStore(client(), new_table()).get(Key("default", id))
 
-    def test_a_recipe_in_use_again_outlives_its_grace(self) -> None:
+    def test_a_recipe_that_is_used_again_is_as_good_as_new(self) -> None:
         table = new_table()
-        DynamoStore(client(), table, 0.0).put_recipe("h", "{}")
-        DynamoStore(client(), table, 0.05).put_recipe("h", "{}")  # a submission, its job not created yet
-        DynamoStore(client(), table, 3600.0).delete_finals(NOON, 10)
-        assert DynamoStore(client(), table).get_recipe("h") == "{}"
+        store = DynamoStore(client(), table, 3600.0)
+        for name in ("used", "unused"):
+            store.put_recipe(name, "{}")
+            found = client().get_item(TableName=table, Key=recipe_key(name))["Item"]
+            long_ago = time.time() - 3000
+            found |= {"stored": {"N": f"{long_ago:.6f}"}, "age_at": {"S": recipe_place(name, long_ago).at}}
+            client().put_item(TableName=table, Item=found)
+        store.put_recipe("used", "{}")  # a submission, its job not created yet
+        DynamoStore(client(), table, 1800.0).delete_finals(NOON, 10)
+        assert store.get_recipe("used") == "{}"
+        with pytest.raises(LookupError):
+            store.get_recipe("unused")
+
+    def test_a_listing_that_ends_before_it_begins_asks_for_nothing(self) -> None:
+        line = Line()
+        store = DynamoStore(line.client, new_table())
+        made = put(store)
+        cursor = Cursor.of(made).encode()
+        later = NOON + timedelta(seconds=1)
+        assert store.list(JobQuery(cursor=cursor, since=later)) == JobPage([], None)
+        assert store.due_for_sweep(Sweep.UNSENT, NOON.timestamp() - 60, 10, made) == []
+        assert not line.calls["Query"]  # AWS refuses bounds that are crossed; the emulator does not
 
 
 class TestLaggingIndexes:
