@@ -11,7 +11,7 @@ import sys
 from threading import Thread
 from typing import IO
 
-HALVES = {"whole": ["tests/acceptance", "tests/faults"], "parts": ["tests/contracts", "tests/integration", "tests/unit"]}
+HALVES = {"whole": ["tests/acceptance", "tests/contracts", "tests/faults"], "parts": ["tests/integration", "tests/unit"]}
 
 
 def main(options: list[str]) -> int:
