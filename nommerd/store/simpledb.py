@@ -5,7 +5,8 @@ it in one call, on the condition that `version` is the one that was read; a sele
 as the contract wants (simpledb_select). Every read is a consistent one, so nothing lags.
 
 A domain takes some tens of writes a second and 10 GB, and a count is made by counting. AWS bills the time its machines take,
-about 0.00002 hours for a call. Larger clusters belong on DynamoDB.
+about 0.00002 hours for a call; a feeder with nothing to do makes 80 calls a minute, some 70 hours a month. Larger clusters
+belong on DynamoDB.
 """
 
 from __future__ import annotations
