@@ -74,13 +74,15 @@ def expected(head: dict[str, Any], md5_etags: bool) -> Iterable[Expected]:
     ours = str(head.get("Metadata", {}).get(SHA256_KEY, ""))
     if re.fullmatch("[0-9a-f]{64}", ours):
         yield Expected("sha256", bytes.fromhex(ours))
-    for algorithm in ("crc32", "sha1", "sha256"):
-        text = head.get(f"Checksum{algorithm.upper()}")
-        if text:
-            composite = _COMPOSITE.fullmatch(text)
-            yield Expected(algorithm, base64.b64decode(composite[1] if composite else text),
-                           int(composite[2]) if composite else 0)
     etag = _ETAG.fullmatch(str(head.get("ETag", "")))
+    whole = head.get("ChecksumType") == "FULL_OBJECT" or not (etag and etag[2])
+    for algorithm in ("crc32", "sha1", "sha256"):
+        text = head.get(f"Checksum{algorithm.upper()}", "")
+        composite = _COMPOSITE.fullmatch(text)
+        if composite:
+            yield Expected(algorithm, base64.b64decode(composite[1]), int(composite[2]))
+        elif text and whole:  # else put in parts, by one that does not say of what the checksum is (AWS always does)
+            yield Expected(algorithm, base64.b64decode(text))
     if md5_etags and etag and head.get("ServerSideEncryption") not in _KMS and not head.get("SSECustomerAlgorithm"):
         yield Expected("md5", bytes.fromhex(etag[1]), int(etag[2] or 0))
 

@@ -269,7 +269,8 @@ def test_what_the_pipeline_says_of_the_upload_reaches_the_backend_with_the_check
 
 @pytest.mark.parametrize("text", [
     "{acl: public}", "{storage_class: standard}", "{storage_class: EXPRESS_ONEZONE}", "{encryption: kms}",
-    "{kms_key_id: alias/a}", "{encryption: AES256, kms_key_id: alias/a}", "{content_type: mp4}", "{content_type: \"video/mp4\\r\\nX-Evil: 1\"}",
+    "{kms_key_id: alias/a}", "{encryption: AES256, kms_key_id: alias/a}", "{content_type: mp4}",
+    "{content_type: \"video/mp4\\r\\nX-Evil: 1\"}",
     "{cache_control: \"a\\nb\"}", "{tags: {'a&b': x}}", "{tags: {a: 'x<y'}}", "{tags: {'aws:a': x}}", "{tags: {AWS:a: x}}",
     "{tags: {'': x}}", f"{{tags: {{{'a' * 129}: x}}}}", f"{{tags: {{a: {'x' * 257}}}}}", "{tags: {a: 1}}",
     "{tags: {" + ", ".join(f"t{n}: x" for n in range(11)) + "}}", "{bucket: x}"])

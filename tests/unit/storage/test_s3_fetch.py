@@ -202,6 +202,9 @@ def test_an_encrypted_objects_etag_is_no_md5() -> None:
 
 def test_a_checksum_that_cannot_be_computed_here_is_no_fault() -> None:
     assert list(s3_verify.expected({"ChecksumCRC64NVME": "AAAAAAAAAAA=", "ChecksumCRC32C": "AAAAAA=="}, True)) == []
+    of_what = {"ETag": f'"{"0" * 32}-2"', "ChecksumCRC32": "AAAAAA=="}
+    assert list(s3_verify.expected(of_what, False)) == []
+    assert len(list(s3_verify.expected(of_what | {"ChecksumType": "FULL_OBJECT"}, False))) == 1
     digest = make("crc32")
     digest.update(b"123456789")
     assert digest.digest().hex() == "cbf43926"
