@@ -54,6 +54,7 @@ BACKOFF_MAX_SECONDS = 15.0  # so that work resumes well within half a minute aft
 CLEAN_SECONDS = 10.0  # how often workspaces of dead processes are looked for
 STOP_SECONDS = 4.0  # what running work gets to end and be given back: the process is gone within five
 KILL_SECONDS = 0.15
+SETTLE_SECONDS = 3.0  # for the last polls of an idle node, which wait for LAST_RECEIVE_SECONDS
 BEAT_SECONDS = 0.5  # what the last heartbeat may take
 SHUTDOWN, SUDO = ("/usr/sbin/shutdown", "-h", "now"), ("/usr/bin/sudo", "-n")  # as a node's user-data allows it
 SHUTDOWN_SECONDS = 20.0
@@ -117,6 +118,8 @@ class Worker:
                                                  self._notice_loop)]
         self._stopping.wait()
         self._shut_down(loops)
+        if self._parting.reason is Reason.IDLE and not self._bus.jobs.settle(SETTLE_SECONDS):
+            self._log.warning("polls.not_settled")
         with gevent.Timeout(BEAT_SECONDS, False):
             self._beat("TERMINATED")
 

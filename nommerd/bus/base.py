@@ -82,6 +82,11 @@ class Queue(ABC):
     def interrupt(self) -> None:
         """End the waits of this process's receivers now (for stopping, and when a slot becomes free)."""
 
+    def settle(self, timeout_seconds: float) -> bool:
+        """For who will receive no more: return once nothing is on its way to this process, and what came late is shown to
+        others again. False where that takes longer. For backends whose receivers may go before their polls end."""
+        return True
+
     @abstractmethod
     def dead_letters(self, limit: int) -> Sequence[Delivery]:
         """Messages received MAX_RECEIVES times without an ack. `ack` deletes one for good."""

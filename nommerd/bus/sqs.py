@@ -208,6 +208,9 @@ class SqsQueue(Queue):
     def interrupt(self) -> None:
         self._polls.interrupt()
 
+    def settle(self, timeout_seconds: float) -> bool:
+        return self._polls.settle(timeout_seconds)
+
     def dead_letters(self, limit: int) -> Sequence[Delivery]:
         """See the contract. After a look that found none, there is no other for DEAD_LOOK_SECONDS."""
         if self._clock() < self._dead_at:

@@ -104,6 +104,13 @@ class Polls:
         for wish in self._wishes:
             wish.news.set()
 
+    def settle(self, timeout_seconds: float) -> bool:
+        """See nommerd.bus.base.Queue: polls outlive their receivers, and what they bring goes back after a while."""
+        until = time.monotonic() + timeout_seconds
+        while self._greenlets and (left := until - time.monotonic()) > 0:
+            gevent.joinall(list(self._greenlets), timeout=left)
+        return not self._greenlets
+
     def forget(self) -> None:
         """What is held is gone (purged)."""
         self._held.clear()

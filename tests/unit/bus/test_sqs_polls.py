@@ -241,3 +241,25 @@ class TestTrouble:
         scene.normal.trouble = None
         scene.normal.put("a")
         assert scene.receive(1) == ["a"]
+
+
+class TestSettling:
+    def test_who_will_receive_no_more_waits_for_polls_under_way_and_sees_what_they_bring_go_back(self, scene: Scene) -> None:
+        scene.low.gate.clear()
+        assert scene.receive(1, 0.2) == []
+        settling = gevent.spawn(scene.polls.settle, SECONDS)
+        scene.low.put("late")
+        scene.until(lambda: scene.low.asked, "the poll under way")
+        assert not settling.ready()
+        scene.low.gate.set()
+        assert settling.get(timeout=SECONDS) is True
+        assert scene.released == ["late"]
+
+    def test_it_does_not_wait_for_ever(self, scene: Scene) -> None:
+        scene.low.gate.clear()
+        assert scene.receive(1, 0.1) == []
+        assert scene.polls.settle(0.1) is False
+        scene.low.gate.set()
+
+    def test_where_nothing_is_under_way_it_returns_at_once(self, scene: Scene) -> None:
+        assert scene.polls.settle(0.0) is True

@@ -128,6 +128,21 @@ def test_a_message_that_comes_with_the_last_poll_is_taken_and_the_node_stays(pla
     assert len(place.ends) == 1
 
 
+def test_polls_that_are_under_way_at_the_bus_end_before_the_node_does(place: Place) -> None:
+    seen: list[tuple[str, int]] = []
+
+    def settle(timeout_seconds: float) -> bool:
+        seen.append((place.state, len(place.ends)))
+        return False
+
+    place.house.bus.jobs.settle = settle  # type: ignore[method-assign]
+    place.start()
+    place.up()
+    place.later(601)
+    place.gone()
+    assert (seen, place.ends) == ([("ACTIVE", 0)], [["TERMINATED"]])
+
+
 @pytest.mark.parametrize("when", ["as it decides", "as it ends"])
 def test_a_message_that_comes_after_the_last_poll_stays_in_the_queue_for_others(when: str, place: Place) -> None:
     house = place.house
