@@ -3,7 +3,7 @@
 An output is a multipart upload, however small: nothing is visible before it is completed, and whoever holds its id can
 abort it, which makes a late owner's completion fail. Its metadata carry our SHA-256 and the token with a random text, so
 that a completion whose answer was lost is told from somebody else's object. A process that dies between opening an upload
-and recording it leaves one that nobody knows: the bucket's lifecycle rule removes it.
+and recording it, or gets no answer when it opens one, leaves one that nobody knows: the bucket's lifecycle rule removes it.
 
 Credentials in a URI are sent to the configured endpoint and nowhere else.
 """
@@ -11,25 +11,23 @@ Credentials in a URI are sent to the configured endpoint and nowhere else.
 from __future__ import annotations
 
 import os
-import re
 import secrets as random
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
-from functools import partial
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
-from nommerd.aws.clients import error_code, is_transient, status_of
+from nommerd.aws.clients import error_code, status_of
 from nommerd.errors import Fenced, InfrastructureError, InputError, NommerdError, Stop
-from nommerd.net.watched import watched
 from nommerd.storage import disk
 from nommerd.storage.base import NO_OPTIONS, Fetched, OnBytes, Staging, Storage, UploadOptions
+from nommerd.storage.s3_complete import TOKEN_KEY, Completion, Sent, is_aws, is_ours, parted
 from nommerd.storage.s3_errors import NO_UPLOAD, UNKNOWN_KEYS, ours, told, unavailable
 from nommerd.storage.s3_fetch import Download
-from nommerd.storage.s3_parts import TRIES, backoff_seconds, persistently
+from nommerd.storage.s3_parts import backoff_seconds, persistently
 from nommerd.storage.s3_upload import Sending
 from nommerd.storage.s3_uri import Allowed, Place, parse
 from nommerd.storage.s3_verify import SHA256_KEY
@@ -37,20 +35,8 @@ from nommerd.storage.s3_verify import SHA256_KEY
 if TYPE_CHECKING:
     from nommerd.aws.clients import Clients
 
-TOKEN_KEY = "nommerd-token"
 CLIENTS_KEPT = 16  # of credentials in URIs
 REVOKE_TRIES, REVOKE_CALL_TRIES = 5, 3  # until an upload is gone; and of each call: what cannot be reached is left to others
-
-_HANDLE = re.compile(r"([0-9a-f]{16}):(.+)")
-
-
-@dataclass(frozen=True, slots=True)
-class _Sent:
-    """What `upload` leaves for `publish`."""
-
-    parts: list[dict[str, Any]]
-    bytes: int
-    stop: Stop
 
 
 class S3Storage(Storage):
@@ -60,16 +46,17 @@ class S3Storage(Storage):
 
     def __init__(self, clients: Clients, read: Sequence[str], write: Sequence[str], max_source_bytes: int, *,
                  endpoint_url: str | None = None, closed_buckets: Sequence[str] = (), md5_etags: bool | None = None) -> None:
-        """`endpoint_url`: null for AWS. `closed_buckets` are never read or written, by whatever credentials. `md5_etags`:
-        whether ETags are made of MD5s; null: they are on AWS alone. Raises ConfigError for entries that are none."""
+        """`endpoint_url`: null for AWS, or what boto3's own configuration says. `closed_buckets` are never read or written, by
+        whatever credentials. `md5_etags`: whether ETags are made of MD5s; null: they are on AWS alone. Raises ConfigError for
+        entries that are none."""
         self._clients = clients
         self._read, self._write = Allowed(read, "storage.s3_read"), Allowed(write, "storage.s3_write")
         self._max_source_bytes = max_source_bytes
         self._endpoint_url = endpoint_url
         self._closed = frozenset(closed_buckets)
-        self._md5_etags = endpoint_url is None if md5_etags is None else md5_etags
+        self._md5_etags = md5_etags
         self._theirs: OrderedDict[tuple[str, str], Any] = OrderedDict()  # clients by credentials
-        self._sent: dict[str, _Sent] = {}  # by handle
+        self._sent: dict[str, Sent] = {}  # by handle
 
     def check_source(self, uri: str) -> None:
         self._source(uri)
@@ -81,7 +68,8 @@ class S3Storage(Storage):
         place = self._source(uri)
         client = self._client(place)
         with disk.errors("node", "The workspace"), disk.fresh(target) as descriptor:
-            done = Download(client, place, descriptor, max_bytes=self._max_source_bytes, md5_etags=self._md5_etags,
+            md5_etags = is_aws(client) if self._md5_etags is None else self._md5_etags
+            done = Download(client, place, descriptor, max_bytes=self._max_source_bytes, md5_etags=md5_etags,
                             on_bytes=on_bytes, stop=stop).run()
         return Fetched(target, done)
 
@@ -107,7 +95,7 @@ class S3Storage(Storage):
         return Staging(uri=uri, handle=f"{mark}:{upload['UploadId']}", token=token, options=options)
 
     def upload(self, staging: Staging, path: Path, confirm: Callable[[], None], on_bytes: OnBytes, stop: Stop) -> None:
-        place, (_, upload_id) = self._dest(staging.uri), _parted(staging.handle)
+        place, (_, upload_id) = self._dest(staging.uri), parted(staging.handle)
         try:
             confirm()
             with disk.errors("node", "An output"):
@@ -124,7 +112,7 @@ class S3Storage(Storage):
         except BaseException:
             self._drop(staging)
             raise
-        self._sent[staging.handle] = _Sent(parts, size, stop)
+        self._sent[staging.handle] = Sent(parts, size, stop)
 
     def publish(self, staging: Staging, overwrite: bool) -> None:
         """Complete the upload. Nothing is left of it where that fails."""
@@ -132,7 +120,7 @@ class S3Storage(Storage):
         if sent is None:
             raise Fenced("This upload was revoked.")
         try:
-            self._complete(place, staging, sent, overwrite)
+            Completion(self._client(place), place, staging, sent, lambda: self._head(place)).run(overwrite)
         except BaseException:
             self._drop(staging)
             raise
@@ -145,7 +133,7 @@ class S3Storage(Storage):
         """
         if not handle:
             return
-        place, (_, upload_id) = parse(uri, "dest"), _parted(handle)
+        place, (_, upload_id) = parse(uri, "dest"), parted(handle)
         self._sent.pop(handle, None)
         where = {"Bucket": place.bucket, "Key": place.key, "UploadId": upload_id}
         client = self._client(place)
@@ -167,51 +155,7 @@ class S3Storage(Storage):
             if isinstance(known, InfrastructureError):
                 raise known from None
             return False
-        return _is_ours(head, bytes, sha256, _parted(handle)[0] if handle else None)
-
-    # --- completing ----------------------------------------------------------------------------------------------
-
-    def _complete(self, place: Place, staging: Staging, sent: _Sent, overwrite: bool) -> None:
-        """Until S3 gives a verdict; one that an earlier try may have brought about is looked into."""
-        client, before = self._client(place), None
-        request = {"Bucket": place.bucket, "Key": place.key, "UploadId": _parted(staging.handle)[1],
-                   "MultipartUpload": {"Parts": sent.parts}}
-        condition = {} if overwrite else {"IfNoneMatch": "*"}
-        if not overwrite and self._endpoint_url is not None and self.exists(staging.uri):
-            raise _exists()  # not all that speak S3 know the condition
-        for failures in range(1, TRIES + 1):
-            try:
-                watched(partial(client.complete_multipart_upload, **request, **condition), sent.stop)
-                return
-            except Exception as error:
-                status = status_of(error)
-                if error_code(error) == NO_UPLOAD or status == 412:
-                    self._judge(place, staging, sent, error, before)
-                    return
-                if status == 501 and condition:
-                    condition = {}
-                elif failures == TRIES or not (is_transient(error) or status == 409):
-                    raise ours(error, "dest", place) from None
-                before = error
-            sent.stop.wait(backoff_seconds(failures))
-
-    def _judge(self, place: Place, staging: Staging, sent: _Sent, error: Exception, before: Exception | None) -> None:
-        """S3 knows no such upload, or something is there: return where that is what an earlier try of ours made, which
-        ended with the error `before`."""
-        mark, _ = _parted(staging.handle)
-        try:
-            head = self._head(place)
-        except Exception as unknown:
-            if before is not None and status_of(unknown) != 404:
-                raise unavailable("dest", "S3 does not say whether the output was published.") from None
-            head = {}
-        if _is_ours(head, sent.bytes, staging.options.sha256, mark):
-            return
-        if status_of(error) == 412:
-            raise _exists()
-        if before is not None and status_of(before) == 409:  # S3 ends an upload that met another one
-            raise ours(before, "dest", place) from None
-        raise Fenced("S3 knows no such upload: a newer owner revoked it.")
+        return is_ours(head, bytes, sha256, parted(handle)[0] if handle else None)
 
     # --- calls ---------------------------------------------------------------------------------------------------
 
@@ -259,16 +203,21 @@ class S3Storage(Storage):
         if keys is not None and keys in self._theirs:
             self._theirs.move_to_end(keys)
             return self._theirs[keys]
-        s3 = {"addressing_style": "auto" if self._endpoint_url is None else "path", "payload_signing_enabled": False}
-        # Tries are counted here, where it matters what an earlier one may have done. Checksums that others than AWS may not
-        # know are left out everywhere: parts carry an MD5, which is signed.
-        client = self._clients("s3", endpoint_url=self._endpoint_url, access_key=keys, tries=1, s3=s3,
-                               request_checksum_calculation="when_required", response_checksum_validation="when_required")
+        client = self._made(keys, "auto" if self._endpoint_url is None else "path")
+        if self._endpoint_url is None and not is_aws(client):
+            client = self._made(keys, "path")  # boto3's own configuration names another endpoint
         if keys is not None:
             self._theirs[keys] = client
             if len(self._theirs) > CLIENTS_KEPT:
                 self._theirs.popitem(last=False)
         return client
+
+    def _made(self, keys: tuple[str, str] | None, addressing_style: str) -> Any:
+        s3 = {"addressing_style": addressing_style, "payload_signing_enabled": False}
+        # Tries are counted here, where it matters what an earlier one may have done. Checksums that others than AWS may not
+        # know are left out everywhere: parts carry an MD5, which is signed.
+        return self._clients("s3", endpoint_url=self._endpoint_url, access_key=keys, tries=1, s3=s3,
+                             request_checksum_calculation="when_required", response_checksum_validation="when_required")
 
     # --- places --------------------------------------------------------------------------------------------------
 
@@ -300,23 +249,3 @@ def _described(options: UploadOptions, token: int, mark: str) -> dict[str, Any]:
              "SSEKMSKeyId": options.kms_key_id, "ACL": options.acl, "Tagging": urlencode(options.tags)}
     metadata = {TOKEN_KEY: f"{token}-{mark}"} | ({SHA256_KEY: options.sha256} if options.sha256 else {})
     return {name: value for name, value in given.items() if value} | {"Metadata": metadata}
-
-
-def _is_ours(head: dict[str, Any], size: int, sha256: str | None, mark: str | None) -> bool:
-    """Whether an object is this output; `mark`: of this very upload."""
-    metadata = head.get("Metadata", {})
-    return (head.get("ContentLength") == size and (sha256 is None or metadata.get(SHA256_KEY) == sha256)
-            and (mark is None or str(metadata.get(TOKEN_KEY, "")).endswith(f"-{mark}")))
-
-
-def _parted(handle: str) -> tuple[str, str]:
-    """Mark and upload id."""
-    match = _HANDLE.fullmatch(handle)
-    if match is None:
-        raise InfrastructureError("internal.bad_handle", "A staging handle is none of ours.", retryable=False)
-    return match[1], match[2]
-
-
-def _exists() -> InputError:
-    return InputError("dest.exists", "Something is at the destination already.", "Ask for overwrite to replace it.")
-
