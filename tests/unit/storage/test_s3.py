@@ -284,6 +284,20 @@ def test_a_source_that_is_replaced_while_it_is_fetched_may_be_tried_again(s3: Sc
     assert not (tmp_path / "a").exists()
 
 
+@pytest.mark.parametrize("newer", [BODY[:-1], BODY + b"more"])
+def test_a_server_that_ignores_if_match_is_found_out_by_the_size(s3: Scene, tmp_path: Path, small_ranges: None,
+                                                                 newer: bytes) -> None:
+    s3.put("a.mov", BODY)
+
+    def ignore(exchange: Exchange) -> None:
+        del exchange.headers["if-match"]
+        if begins_at(5 * RANGE)(exchange):
+            s3.put("a.mov", newer)
+
+    s3.proxy.fault("GetObject", before=ignore, times=OFTEN)
+    assert refused(lambda: fetch(s3.storage(), s3.uri("a.mov"), tmp_path / "a")).code == "source.changed"
+
+
 def test_a_source_that_goes_away_while_it_is_fetched_is_not_found(s3: Scene, tmp_path: Path, small_ranges: None) -> None:
     s3.put("a.mov", BODY)
     s3.proxy.fault("GetObject", when=begins_at(5 * RANGE),
