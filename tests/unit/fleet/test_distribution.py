@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -13,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from nommerd import boot
+from nommerd.aws.clients import Clients
 from nommerd.catalog import Catalog
 from nommerd.config import Aws, Settings, load
 from nommerd.errors import ConfigError, InfrastructureError
@@ -204,6 +206,63 @@ def test_a_bucket_of_somebody_else_is_an_error_that_says_what_to_do(
         publish(settings, emulator().clients(proxy.url), keyring)
     assert (caught.value.code, caught.value.place) == ("config.bucket", "aws.config_bucket")
     assert "nommerd aws setup" in caught.value.hint
+
+
+def test_the_bucket_must_be_this_accounts_and_what_is_put_there_is_encrypted_and_checked(
+        settings: Settings, keyring: Keyring, proxy: AwsProxy) -> None:
+    assert publish(settings, emulator().clients(proxy.url), keyring) is not None
+    (put,) = proxy.asked("PutObject")
+    headers = {name.lower(): value for name, value in put.headers.items()}
+    owner = emulator().client("sts").get_caller_identity()["Account"]
+    assert (headers["x-amz-expected-bucket-owner"], headers["x-amz-server-side-encryption"]) == (owner, "AES256")
+    assert b64decode(headers["x-amz-checksum-sha256"]).hex() == put.path.rpartition("/")[2].split(".")[0]
+    for call in proxy.asked("GetObject"):
+        assert {name.lower(): value for name, value in call.headers.items()}["x-amz-expected-bucket-owner"] == owner
+
+
+def test_keys_go_to_no_account_that_was_quicker_to_take_the_name(
+        settings: Settings, keyring: Keyring, proxy: AwsProxy) -> None:
+    proxy.fail("GetObject", times=9, status=404, code="NoSuchBucket")
+    proxy.fail("CreateBucket", times=9, status=409, code="BucketAlreadyExists")
+    with pytest.raises(ConfigError, match="BucketAlreadyExists"):
+        publish(settings, emulator().clients(proxy.url), keyring)
+    assert proxy.asked("PutObject") == []
+
+
+def test_where_the_account_cannot_be_known_nothing_is_published_to_aws_itself(settings: Settings, keyring: Keyring,
+                                                                            proxy: AwsProxy) -> None:
+    proxy.fail("GetCallerIdentity", times=9, status=403, code="AccessDenied")
+    real = settings.model_copy(update={"aws": settings.aws.model_copy(update={"endpoint_url": None})})
+    with pytest.raises(ConfigError, match="GetCallerIdentity"):
+        publish(real, emulator().clients(proxy.url), keyring)
+    assert proxy.asked("PutObject") == []
+
+
+def test_another_feeder_that_makes_the_bucket_first_is_no_trouble(
+        settings: Settings, keyring: Keyring, proxy: AwsProxy, bucket: str) -> None:
+    emulator().client("s3").create_bucket(Bucket=bucket)
+    proxy.fail("GetObject", status=404, code="NoSuchBucket")
+    proxy.fail("CreateBucket", status=409, code="BucketAlreadyOwnedByYou")
+    assert publish(settings, emulator().clients(proxy.url), keyring) is not None
+
+
+def test_a_bucket_is_made_in_the_region_of_the_settings(settings: Settings, keyring: Keyring, proxy: AwsProxy,
+                                                        bucket: str) -> None:
+    aws = settings.aws.model_copy(update={"region": "eu-central-1", "endpoint_url": proxy.url})
+    pin = publish(settings.model_copy(update={"aws": aws}), Clients(aws), keyring)
+    assert pin is not None
+    assert b"<LocationConstraint>eu-central-1</LocationConstraint>" in proxy.asked("CreateBucket")[0].body
+
+
+def test_a_bucket_of_the_operators_own_without_versions_will_do(settings: Settings, keyring: Keyring, bucket: str,
+                                                                tmp_path: Path) -> None:
+    s3 = emulator().client("s3")
+    s3.create_bucket(Bucket=bucket)
+    pin = publish(settings, emulator().clients(), keyring)
+    assert pin is not None and pin.version == "null"
+    assert publish(settings, emulator().clients(), keyring) == pin
+    assert s3.get_bucket_versioning(Bucket=bucket).get("Status") is None, "it is left as it is"
+    assert load(fetch(pin, emulator().clients(), tmp_path / "node"), {}).cluster == "east"
 
 
 def test_a_bucket_out_of_reach_may_be_there_later(settings: Settings, keyring: Keyring, proxy: AwsProxy) -> None:
