@@ -231,7 +231,7 @@ class SqsQueue(Queue):
         return Depth(visible=visible, in_flight=in_flight, delayed=delayed, dead=sum(dead))
 
     def purge(self) -> None:
-        """See the contract. On AWS it takes up to a minute until all is gone."""
+        """See the contract. On AWS it takes up to a minute until all is gone; what is sent meanwhile may go too."""
         self._polls.forget()
         for greenlet in [gevent.spawn(_outcome, source.purge) for source in (*self.sources, self.dead)]:
             _value(greenlet)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from nommerd.receipt import REPLACE_AFTER_SECONDS, Receipt
 from nommerd.rules import Action, decide
 from nommerd.store.memory import MemoryStore
 from tests.aws_proxy import Answer, AwsProxy, Call, Forward
-from tests.emulator import emulator
+from tests.emulator import ACCESS_KEY, REGION, SECRET_KEY, emulator
 from tests.rig import wait_until
 from tests.sqs import make_queues, new_prefix
 from tests.strict_sqs import StrictSqs
@@ -435,6 +437,20 @@ class TestOpening:
         with pytest.raises(ConfigError, match="nommerd aws setup") as caught:
             open_bus(f"sqs://{prefix}", Path("/nonexistent"), emulator().clients())
         assert f"no SQS queue {prefix}-jobs-low in" in caught.value.message
+
+    @pytest.mark.parametrize("daemon", ["feeder", "worker"])
+    def test_a_daemon_without_its_queues_exits_2(self, tmp_path: Path, daemon: str) -> None:
+        (tmp_path / "data").mkdir()
+        (tmp_path / "c.yaml").write_text(
+            "store: memory://\nbus: sqs://no-such-queues\npaths: {data: data}\napi: {port: 0}\nworker: {health_port: null}\n"
+            f"aws: {{region: {REGION}, endpoint_url: '{emulator().url}', access_key_id: {ACCESS_KEY}, "
+            f"secret_access_key: '{SECRET_KEY}'}}\n", encoding="utf-8")
+        ran = subprocess.run([sys.executable, "-m", "nommerd", daemon, "-c", str(tmp_path / "c.yaml"),
+                              *(["--local"] if daemon == "worker" else [])],
+                             capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+        assert ran.returncode == 2, ran.stderr
+        assert "no-such-queues-jobs-high" in ran.stderr and "nommerd aws setup" in ran.stderr
+        assert SECRET_KEY not in ran.stdout + ran.stderr
 
     def test_a_refusal_is_the_operators_to_mend(self, scene: Scene) -> None:
         scene.proxy.fail("GetQueueUrl", status=403, code="AccessDenied", times=float("inf"))
