@@ -134,6 +134,30 @@ def test_a_server_that_sends_another_range_is_not_believed(s3: Scene, target: Pa
     assert error_of(lambda: fetch(s3.storage(), s3.uri("a.mov"), target), target).code == "source.incomplete"
 
 
+def test_a_range_that_is_said_to_begin_elsewhere_is_not_written(s3: Scene, target: Path, small_ranges: None) -> None:
+    body = os.urandom(2 * MIB)
+    s3.put("a.mov", body)
+
+    def shifted(exchange: Exchange) -> None:
+        exchange.answer = [(name, value.replace("bytes 0-", "bytes 1-")) for name, value in exchange.answer]
+        exchange.content = b"X" * len(exchange.content)
+
+    s3.proxy.fault("GetObject", after=shifted, when=lambda exchange: exchange.headers["range"].startswith("bytes=0-"))
+    assert fetch(s3.storage(), s3.uri("a.mov"), target) == body
+
+
+def test_tries_are_counted_anew_whenever_something_came(s3: Scene, target: Path, small_ranges: None) -> None:
+    body = os.urandom(MIB)
+    s3.put("a.mov", body)
+
+    def little(exchange: Exchange) -> None:
+        exchange.send_bytes = 100_000
+
+    s3.proxy.fault("GetObject", after=little, times=3 * TRIES)
+    assert fetch(s3.storage(), s3.uri("a.mov"), target) == body
+    assert len(s3.proxy.asked("GetObject")) > 2 * TRIES
+
+
 # --- checked ---------------------------------------------------------------------------------------------------------------
 
 
