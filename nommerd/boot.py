@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import Field, ValidationError
@@ -40,6 +41,14 @@ class Boot(Section):
     endpoint_url: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Booted:
+    """What a node starts with. `clients` are those of its settings: one of S3, once made, is not small."""
+
+    settings: Settings
+    clients: Clients
+
+
 def read(file: Path) -> Boot:
     """The boot file. Raises ConfigError, or ManyErrors with every fault, each with its place."""
     try:
@@ -73,8 +82,8 @@ def _fault(root: Node, location: tuple[str | int, ...], kind: str, message: str)
     return ConfigError("config.bad_value", f"{path or 'The boot file'}: {message}.", place=place)
 
 
-def settings(file: Path, env: Mapping[str, str], *, sleep: Callable[[float], object] = time.sleep,
-             clock: Callable[[], float] = time.monotonic) -> Settings:
+def start(file: Path, env: Mapping[str, str], *, sleep: Callable[[float], object] = time.sleep,
+          clock: Callable[[], float] = time.monotonic) -> Booted:
     """The settings that a boot file pins, fetched into its data directory, which is made.
 
     Variables of the environment go before what was fetched, as before any file. Raises ConfigError (ManyErrors) for what
@@ -83,7 +92,8 @@ def settings(file: Path, env: Mapping[str, str], *, sleep: Callable[[float], obj
     boot = read(file)
     data = boot.data or default_data_dir(env)
     pin = Pin(boot.config.uri, boot.config.version, boot.config.sha256)
-    clients = Clients(Aws(region=boot.region, endpoint_url=boot.endpoint_url))
+    account = Aws(region=boot.region, endpoint_url=boot.endpoint_url)
+    clients = Clients(account)
     try:
         data.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -95,7 +105,8 @@ def settings(file: Path, env: Mapping[str, str], *, sleep: Callable[[float], obj
         raise ConfigError("config.bad_bundle", f"The boot file is of the cluster {boot.cluster}, the configuration of "
                           f"{found.cluster}.", "A node belongs to one cluster.", place=str(file))
     logs.get().info("config.fetched", uri=pin.uri, version=pin.version, file=str(config))
-    return found
+    same = found.aws.model_copy(update={"config_bucket": None}) == account
+    return Booted(found, clients if same else Clients(found.aws))
 
 
 def _patiently(work: Callable[[], Path], sleep: Callable[[float], object], clock: Callable[[], float]) -> Path:

@@ -210,12 +210,12 @@ def backoff_seconds(failures: int) -> float:
     return most * (0.5 + random.random() / 2)
 
 
-def main(settings: Settings, *, name: str | None = None, local: bool = True, booted: bool = False) -> int:
+def main(settings: Settings, *, name: str | None = None, local: bool = True, booted: Clients | None = None) -> int:
     """Run a worker until SIGTERM or SIGINT, or until its node ends. 0 when it stopped, 2 for a configuration that must be
     changed, 1 otherwise.
 
-    `local`: this is no EC2 node, and nobody is asked. `booted`: it surely is one. It makes nothing but its workspaces: data
-    directory and keys are the feeder's to make. The process is patched already.
+    `local`: this is no EC2 node, and nobody is asked. `booted`: it surely is one, and these are its clients. It makes
+    nothing but its workspaces: data directory and keys are the feeder's to make. The process is patched already.
     """
     try:
         return _run(settings, name, local, booted)
@@ -268,20 +268,20 @@ def shut_down() -> None:
         raise InfrastructureError("node.not_terminated", f"The machine does not shut down: {why}")
 
 
-def _run(settings: Settings, name: str | None, local: bool, booted: bool) -> int:
+def _run(settings: Settings, name: str | None, local: bool, booted: Clients | None) -> int:
     if not settings.data_dir.is_dir():
         raise ConfigError("config.no_data", f"The data directory {settings.data_dir} is missing.",
                           "`nommerd up` and `nommerd feeder` make it; start one first, or set paths.data.", place="paths.data")
     self_test()
     wanted = settings.worker
     with ExitStack() as parts:
-        clients = Clients(settings.aws)
+        clients = booted or Clients(settings.aws)
         store = open_store(settings.store, settings.data_dir, clients,
                            keep_finished_days=settings.jobs.keep_finished_days)
         parts.callback(store.close)
         bus = open_bus(settings.bus, settings.data_dir, clients)
         parts.callback(bus.close)
-        life = None if local else find_life(settings, clients, booted)
+        life = None if local else find_life(settings, clients, booted is not None)
         own_name = life.node.instance_id if life else f"{socket.gethostname()}-{os.getpid()}"
         tools = make_tools(settings, store, clients)
         worker = Worker(tools=tools, bus=bus, name=name or own_name, node=LOCAL_ID if local else None,

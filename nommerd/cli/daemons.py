@@ -27,30 +27,36 @@ def daemon_options(function: F) -> F:
     return config_option(style(level(parent(function))))
 
 
-def _prepare(config_file: Path | None, log_style: str, log_level: str, parent: int | None,
-             boot_file: Path | None = None) -> Settings:
+def _prepare(log_style: str, log_level: str, parent: int | None) -> None:
     from nommerd import logs
     from nommerd.cli.parent import die_with
-    from nommerd.config import load
 
     if parent is not None:
         die_with(parent)
     logs.configure(sys.stderr, json={"auto": None, "text": False, "json": True}[log_style], level=log_level)
-    if boot_file is None:
-        settings = load(config_file, os.environ)
-    else:
-        from nommerd import boot
 
-        settings = boot.settings(boot_file, os.environ)
-    logs.register(*settings.secrets.keys, *(s for s in (settings.webhooks.secret, settings.aws.secret_access_key) if s))
+
+def _load(config_file: Path | None) -> Settings:
+    from nommerd.config import load
+
+    settings = load(config_file, os.environ)
+    _keep_secret(settings)
     return settings
+
+
+def _keep_secret(settings: Settings) -> None:
+    """Nothing of these ever reaches a log."""
+    from nommerd import logs
+
+    logs.register(*settings.secrets.keys, *(s for s in (settings.webhooks.secret, settings.aws.secret_access_key) if s))
 
 
 @click.command()
 @daemon_options
 def feeder(config_file: Path | None, log_style: str, log_level: str, parent: int | None) -> int:
     """Take jobs over HTTP, keep their state, and tell applications when their media is ready."""
-    settings = _prepare(config_file, log_style, log_level, parent)
+    _prepare(log_style, log_level, parent)
+    settings = _load(config_file)
     from nommerd.feeder import main
 
     return main(settings)
@@ -71,7 +77,15 @@ def worker(*, local: bool, boot_file: Path | None, name: str | None, config_file
     """
     if boot_file is not None and config_file is not None:
         raise click.UsageError("--boot names a configuration, and so does -c: give one of them.")
-    settings = _prepare(config_file, log_style, log_level, parent, boot_file)
+    _prepare(log_style, log_level, parent)
+    if boot_file is None:
+        settings, clients = _load(config_file), None
+    else:
+        from nommerd import boot
+
+        booted = boot.start(boot_file, os.environ)
+        settings, clients = booted.settings, booted.clients
+        _keep_secret(settings)
     from nommerd.worker import main
 
-    return main(settings, name=name, local=local, booted=boot_file is not None)
+    return main(settings, name=name, local=local, booted=clients)

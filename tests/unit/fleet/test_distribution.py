@@ -291,7 +291,7 @@ def _account(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("_account")
 def test_a_boot_file_leads_to_settings_and_the_environment_goes_before_them(pin: Pin, tmp_path: Path) -> None:
-    got = boot.settings(boot_file(tmp_path, pin), {"NOMMERD_WORKER__IDLE_SECONDS": "7"})
+    got = boot.start(boot_file(tmp_path, pin), {"NOMMERD_WORKER__IDLE_SECONDS": "7"}).settings
     assert (got.cluster, got.worker.idle_seconds, got.data_dir) == ("east", 7, tmp_path / "data")
     assert (tmp_path / "data").stat().st_mode & 0o777 == 0o700
 
@@ -299,14 +299,14 @@ def test_a_boot_file_leads_to_settings_and_the_environment_goes_before_them(pin:
 @pytest.mark.usefixtures("_account")
 def test_a_node_of_another_cluster_does_not_start(pin: Pin, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="of the cluster west"):
-        boot.settings(boot_file(tmp_path, pin, cluster="west"), {})
+        boot.start(boot_file(tmp_path, pin, cluster="west"), {})
 
 
 @pytest.mark.usefixtures("_account")
 def test_a_bucket_that_comes_up_late_is_waited_for_with_pauses_that_grow(pin: Pin, tmp_path: Path, proxy: AwsProxy) -> None:
     proxy.fail("GetObject", times=6, status=503)
     pauses: list[float] = []
-    got = boot.settings(boot_file(tmp_path, pin, endpoint_url=proxy.url), {}, sleep=pauses.append, clock=lambda: 0.0)
+    got = boot.start(boot_file(tmp_path, pin, endpoint_url=proxy.url), {}, sleep=pauses.append, clock=lambda: 0.0).settings
     assert (got.cluster, pauses) == ("east", [1.0, 2.0])
 
 
@@ -314,5 +314,5 @@ def test_a_bucket_that_comes_up_late_is_waited_for_with_pauses_that_grow(pin: Pi
                                                ({"cluster": "a b"}, "cluster")])
 def test_a_fault_in_a_boot_file_is_told_with_its_place(change: dict[str, Any], words: str, tmp_path: Path) -> None:
     with pytest.raises(Exception, match=words) as caught:
-        boot.settings(boot_file(tmp_path, Pin("s3://b/k", "v", "0" * 64), **change), {})
+        boot.start(boot_file(tmp_path, Pin("s3://b/k", "v", "0" * 64), **change), {})
     assert "boot.yaml" in str(caught.value)
