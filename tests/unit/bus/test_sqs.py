@@ -387,7 +387,7 @@ class TestFaults:
         assert ticks > 50, "the loop went on"
 
     def test_what_cannot_be_buried_is_not_lost(self, scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sqs, "RECEIVE_VISIBILITY_SECONDS", 1.0)
+        monkeypatch.setattr(sqs, "RECEIVE_VISIBILITY_SECONDS", 4.0)  # more than two tries take
         scene.bus.changes.sources[0].ask("send_message", MessageBody="nonsense")  # type: ignore[attr-defined]
         scene.proxy.fail("SendMessage", times=2, resource=scene.name("changes-dead"))
         assert scene.bus.changes.receive(1, 0) == []
