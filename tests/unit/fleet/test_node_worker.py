@@ -12,6 +12,7 @@ import gevent
 import pytest
 from gevent.event import Event
 
+from nommerd import lifecycle
 from nommerd.bus.base import BusUnavailable, Delivery
 from nommerd.errors import InfrastructureError
 from nommerd.fleet.metadata import Node, Notice
@@ -364,3 +365,15 @@ def test_a_look_for_a_notice_that_fails_is_not_the_last(place: Place, monkeypatc
     life = Life(Node(ID), look, idle_seconds=600, terminate=lambda: None)
     place.house.start(life=life)
     place.gone()
+
+
+# --- where reading the store costs money --------------------------------------------------------------------------
+
+
+def test_a_cancellation_reaches_a_worker_with_its_next_renewal(place: Place) -> None:
+    Act.act = staticmethod(until_stopped)
+    place.start(embedded=False, lease_seconds=3.0)
+    job = place.house.submit()
+    place.house.wait(job, JobState.ENCODING)
+    place.house.store.update(job.key, lifecycle.cancel(utcnow()))
+    place.house.wait(job, JobState.CANCELLED, seconds=2)

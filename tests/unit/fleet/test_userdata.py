@@ -65,3 +65,51 @@ def test_nothing_that_a_shell_could_misread_and_no_credential_gets_in(wrong: dic
     with pytest.raises(ConfigError) as caught:
         document(**wrong)
     assert "canary" not in str(caught.value)
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Path:
+    """A machine on which the start script runs: its programs only note that they were called."""
+    home = tmp_path / "opt"
+    (home / "bin").mkdir(parents=True)
+    programs = {"opt/bin/python": 'case "$*" in *pip*) [ -e "$here/no-pip" ] || touch "$here/installed";; '
+                                  '*) [ -e "$here/installed" ];; esac',
+                "opt/bin/supervisord": ":", "shutdown": ":", "install": ":", "chown": ":"}
+    for name, body in programs.items():
+        program = tmp_path / name
+        program.write_text(f'#!/bin/sh\nhere={tmp_path}\necho "{program.name} $*" >> $here/calls\n{body}\n')
+        program.chmod(0o700)
+    script = written(document(version="7.8.9"))["/etc/nommerd/start-node"]["content"]
+    script = script.replace("/opt/nommerd", str(home)).replace("/usr/sbin/shutdown", str(tmp_path / "shutdown"))
+    (tmp_path / "start").write_text(script.replace("sleep 10", "sleep 0"))
+    return tmp_path
+
+
+def started(node: Path) -> list[str]:
+    env = {"PATH": f"{node}:/usr/bin:/bin"}
+    subprocess.run(["sh", str(node / "start")], env=env, timeout=30, check=False, capture_output=True)
+    return (node / "calls").read_text().splitlines()
+
+
+def test_an_image_that_has_the_version_starts_at_once(node: Path) -> None:
+    (node / "installed").touch()
+    calls = started(node)
+    assert not any("pip" in call for call in calls)
+    assert calls[-1] == "supervisord -c /etc/nommerd/supervisord.conf"
+    assert "7.8.9" in calls[0]
+
+
+def test_another_image_gets_exactly_the_feeders_version_once(node: Path) -> None:
+    calls = started(node)
+    assert [call for call in calls if "pip" in call] == [
+        "python -m pip install --quiet --disable-pip-version-check nommerd[ffmpeg]==7.8.9"]
+    assert calls[-1].startswith("supervisord")
+    assert not any("shutdown" in call for call in calls)
+
+
+def test_a_node_that_cannot_get_it_shuts_itself_down_and_starts_nothing(node: Path) -> None:
+    (node / "no-pip").touch()
+    calls = started(node)
+    assert sum("pip" in call for call in calls) == 5
+    assert calls[-1] == "shutdown -h +1"
+    assert not any(call.startswith("supervisord") for call in calls)
