@@ -200,6 +200,7 @@ def test_an_idle_node_reports_its_end_and_terminates_its_own_instance_and_no_oth
     assert [event["why"] for event in town.events(node.name, "worker.leaving")] == ["idle"]
 
 
+@pytest.mark.slow
 def test_jobs_that_come_as_a_node_ends_are_done_by_it_or_wait_in_the_queue(town: Town) -> None:
     node = town.start_node(idle_seconds=1, NOMMERD_WORKER__SLOTS="1")
     town.up(town.node_id)
