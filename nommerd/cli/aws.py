@@ -259,10 +259,15 @@ def _only_destination(settings: Settings) -> str:
 
 
 def _check_allowed(settings: Settings, found: Watch) -> None:
-    """Whatever key appears must be one that jobs may read, and write."""
+    """Whatever key appears must be one that jobs may read, and write; in our own bucket none is."""
     from nommerd.aws.watch import split
+    from nommerd.errors import InputError
     from nommerd.storage.s3_uri import Allowed, Place
 
+    for family, uri in (("source", found.source), ("dest", found.dest)):
+        if split(uri, family)[0] == settings.aws.config_bucket:
+            raise InputError(f"{family}.outside_buckets", f"The bucket {settings.aws.config_bucket} is nommerd's own.",
+                             "Choose another one.")
     anything = "\uf8ff"  # a character that no entry ends with
     Allowed(settings.storage.s3_read, "storage.s3_read").check(Place(found.bucket, found.prefix + anything), "source")
     bucket, key = split(found.dest, "--dest")

@@ -23,6 +23,7 @@ KEY_BYTES_MAX = 1024  # S3's own limit, in UTF-8
 HINT = "Write s3://bucket/key, or s3://KEY:SECRET@bucket/key."
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_KEY_ID = re.compile(r"[!-~]+")
 _IP = re.compile(r"\d{1,3}(\.\d{1,3}){3}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -91,7 +92,10 @@ def _credentials(user: str, family: str) -> tuple[str, str]:
     key, _, secret = user.removesuffix("@").partition(":")
     if not (key and secret):
         raise _bad(family, "The credentials in the URI are incomplete.")
-    return unquote(key), unquote(secret)
+    key, secret = unquote(key), unquote(secret)
+    if not _KEY_ID.fullmatch(key) or _CONTROL.search(secret):  # the id stands in a header of each request
+        raise _bad(family, "The credentials in the URI hold characters that none can have.")
+    return key, secret
 
 
 def _bad(family: str, message: str, hint: str = HINT) -> InputError:

@@ -60,7 +60,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.cluster = f"w{uuid4().hex[:10]}"
-        self.inbox, self.outbox = f"{self.cluster}-in", f"{self.cluster}-out"
+        self.inbox, self.outbox, self.own = (f"{self.cluster}-{end}" for end in ("in", "out", "config"))
         self.file = self.root / "nommerd.yaml"
         (self.root / "presets").mkdir()
         self.preset("small")
@@ -69,8 +69,9 @@ cluster: {self.cluster}
 store: memory://
 bus: sqs://{self.cluster}
 paths: {{presets: [presets], data: data}}
-aws: {{region: {REGION}}}
-storage: {{s3_read: [{self.inbox}/up, {self.cluster}-gone, {self.outbox}], s3_write: ["{self.outbox}", "{self.inbox}"]}}
+aws: {{region: {REGION}, config_bucket: {self.own}}}
+storage: {{s3_read: [{self.inbox}/up, {self.cluster}-gone, {self.outbox}, {self.own}],
+           s3_write: ["{self.outbox}", "{self.inbox}", "{self.own}"]}}
 """)
         self.monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
         self.monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
@@ -239,6 +240,8 @@ def test_what_cannot_work_is_refused_before_anything_is_made(scene: Scene, proxy
         "outside s3_read": (scene.refused(f"s3://{scene.inbox}/", *into), "source.outside_buckets"),
         "half a part of s3_read": (scene.refused(f"s3://{scene.inbox}/up", *into), "source.outside_buckets"),
         "outside s3_write": (scene.refused(up, "-p", "small", "--dest", "s3://elsewhere/"), "dest.outside_buckets"),
+        "the configuration's bucket": (scene.refused(f"s3://{scene.own}/", *into), "source.outside_buckets"),
+        "outputs there": (scene.refused(up, "-p", "small", "--dest", f"s3://{scene.own}/x/"), "dest.outside_buckets"),
         "a dest that is no folder": (scene.refused(up, *into[:3], f"s3://{scene.outbox}/x"), "dest.not_a_folder"),
         "a loop": (scene.refused(up, "-p", "small", "--dest", f"{up}out/"), "dest.watched"),
         "an unknown preset": (scene.refused(up, "-p", "nope", *into[2:]), "recipe.unknown_preset"),

@@ -48,7 +48,8 @@ def test_a_uri_is_taken_apart_with_its_key_literal(uri: str, bucket: str, key: s
     "s3://media:9000/a", "s3://media/a/../b", "s3://media/./a", "s3://media/..", "s3://media/a\nb", "s3://media/a\x7f",
     f"s3://media/{'é' * 513}", "s3://media/\udcff", f"s3://AKIA@media/{CANARY}", f"s3://AKIA:@media/{CANARY}",
     f"s3://:{CANARY}@media/a", f"s3://AKIA:se/{CANARY}", f"s3://AKIA:{CANARY}@Media/a", f"s3://AKIA:{CANARY}@media/../b",
-    "s3://@media/a",
+    "s3://@media/a", f"s3://AK%0AX-Y:{CANARY}@media/a", f"s3://AK%20IA:{CANARY}@media/a", f"s3://é:{CANARY}@media/a",
+    f"s3://AKIA:{CANARY}%0D%0A@media/a", f"s3://A%00:{CANARY}@media/a",
 ])
 def test_what_s3_would_refuse_or_others_would_mistake_is_refused_without_being_quoted(uri: str) -> None:
     for family in ("source", "dest"):
