@@ -20,6 +20,7 @@ from nommerd.secrets import Secret
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})  # no token needed
 ORIGINAL_PATHS = frozenset({"/job/submit", "/job/submit/"})  # none from networks that the operator names
+FORWARDED = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR", "HTTP_X_REAL_IP")  # what proxies add
 WRONG_TOKENS_MAX = 20  # from one address within WRONG_TOKENS_SECONDS; then 429
 WRONG_TOKENS_SECONDS = 60.0
 ADDRESSES_KEPT = 1024
@@ -60,6 +61,7 @@ class Networks:
 
 
 NOBODY = Networks(())
+LOOPBACK = Networks(("127.0.0.0/8", "::1/128"))
 EVERYBODY = Networks(("0.0.0.0/0", "::/0"))
 
 
@@ -84,7 +86,8 @@ class Gate:
     def _open(self, environ: dict[str, Any]) -> bool:
         """Whether no token is asked for."""
         path = environ["PATH_INFO"]
-        return path in OPEN_PATHS or (path in ORIGINAL_PATHS and environ.get("REMOTE_ADDR", "") in self._original)
+        return path in OPEN_PATHS or (path in ORIGINAL_PATHS and environ.get("REMOTE_ADDR", "") in self._original
+                                      and not _passed_on(environ))
 
     def _check_origin(self, environ: dict[str, Any]) -> None:
         host = environ.get("HTTP_HOST", "")
@@ -125,6 +128,12 @@ class Gate:
         while len(self._wrong) > ADDRESSES_KEPT:
             self._wrong.popitem(last=False)
         return count >= WRONG_TOKENS_MAX
+
+
+def _passed_on(environ: dict[str, Any]) -> bool:
+    """Whether a proxy on this machine asks for somebody else, who may be anywhere: our own address is open by default, and
+    the operator who puts a proxy there means its TLS. (A header can only take trust away here.)"""
+    return environ.get("REMOTE_ADDR", "") in LOOPBACK and any(name in environ for name in FORWARDED)
 
 
 def _digest(token: str) -> bytes:

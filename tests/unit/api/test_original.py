@@ -411,6 +411,13 @@ def test_what_a_header_says_of_the_peer_is_not_believed(tmp_path: Path) -> None:
     assert old.count == 0
 
 
+@pytest.mark.parametrize("header", ["HTTP_X_FORWARDED_FOR", "HTTP_X_REAL_IP", "HTTP_FORWARDED", "HTTP_VIA"])
+def test_what_a_proxy_on_this_machine_passes_on_needs_a_token(old: Old, header: str) -> None:
+    failed(old.send(**{header: "127.0.0.1"}), "FORBIDDEN")
+    old.job(old.send(token=TOKEN, **{header: "203.0.113.9"}))
+    assert old.count == 1
+
+
 def test_many_wrong_tokens_are_slowed_down_here_too(tmp_path: Path) -> None:
     old = Old(tmp_path).open(())
     for _ in range(WRONG_TOKENS_MAX):
