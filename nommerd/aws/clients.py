@@ -124,10 +124,11 @@ def is_transient(error: Exception) -> bool:
 
 
 def explain(error: Exception) -> str:
-    """One line for people: the operation, AWS's code and message; or what went wrong on the way. Holds no credentials."""
+    """One line for people: the operation, AWS's code and message; or what went wrong on the way. Holds no credentials: of a
+    refused signature AWS repeats, in further lines, the headers that were signed, a role's session token among them."""
     answer = getattr(error, "response", None)
     if isinstance(answer, dict):
         operation = getattr(error, "operation_name", "the call")
-        message = str(answer.get("Error", {}).get("Message", ""))[:300]
+        message = str(answer.get("Error", {}).get("Message", "")).strip().partition("\n")[0][:300]
         return f"{operation}: {error_code(error)}: {message}".rstrip(": ")
     return f"{type(error).__name__}: {str(error)[:300]}"
