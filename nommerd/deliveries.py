@@ -20,24 +20,22 @@ from nommerd.errors import ConfigError, InfrastructureError
 from nommerd.job import Event, Job, Key, utcnow
 from nommerd.secrets import Keyring
 from nommerd.store.base import Store, UnknownJob
-from nommerd.webhook import Reply, message_id, next_try
+from nommerd.webhook import FORM, JSON, Reply, message_id, next_try
 
 AT_ONCE = 64
 RECEIVER_AT_ONCE = 48  # of them to one receiver: one that hangs must not hold up the others
 PAGE = 200  # due jobs looked through in one go
-Deliver = Callable[[str, str, bytes, datetime], Reply]  # url, message id, body, now
+Deliver = Callable[[str, str, bytes, str, datetime], Reply]  # url, message id, body and its content type, now
 
 
 class Deliveries:
     """`kick` delivers a job's events now if one is due; `run_due` finds the others. `leads` is asked before each."""
 
     def __init__(self, store: Store, keyring: Keyring, deliver: Deliver, *, max_tries: int, leads: Callable[[], bool],
-                 deliver_form: Deliver | None = None, at_once: int = AT_ONCE) -> None:
-        """`deliver_form` is for bodies that are forms."""
+                 at_once: int = AT_ONCE) -> None:
         self._store = store
         self._keyring = keyring
         self._deliver = deliver
-        self._deliver_form = deliver_form or deliver
         self._max_tries = max_tries
         self._leads = leads
         self._pool = Pool(at_once)
@@ -125,11 +123,8 @@ class Deliveries:
         """What cannot even be sent waits for its next try like what was refused: else it would be the longest overdue for
         ever, and others would never have their turn."""
         try:
-            if job.webhook.form:
-                deliver, body = self._deliver_form, webhook_form(job, event)
-            else:
-                deliver, body = self._deliver, _json(webhook_json(job, event))
-            return deliver(self._url(job), message_id(job.id, event.seq), body, utcnow())
+            body, kind = (webhook_form(job, event), FORM) if job.webhook.form else (_json(webhook_json(job, event)), JSON)
+            return self._deliver(self._url(job), message_id(job.id, event.seq), body, kind, utcnow())
         except ConfigError as error:
             return Reply(None, why=f"{error.code}: {error.message}")
         except Exception as error:

@@ -44,7 +44,7 @@ from nommerd.store import open_store
 from nommerd.store.base import Store
 from nommerd.sweeper import Sweeper
 from nommerd.watching import Submit, Watching
-from nommerd.webhook import FORM, deliver, load_or_make_secret
+from nommerd.webhook import deliver, load_or_make_secret
 
 EXIT_CONFIG = 2
 STOP_SECONDS = 5.0  # for running requests, once asked to stop
@@ -82,8 +82,8 @@ class Feeder:
         self.sending = Sending(store, bus)
         self.waiters = Waiters()
         self.deliveries = Deliveries(
-            store, keyring, lambda url, id, body, at: deliver(egress, url, webhook_secret, id, body, at),
-            deliver_form=lambda url, id, body, at: deliver(egress, url, webhook_secret, id, body, at, content_type=FORM),
+            store, keyring,
+            lambda url, id, body, kind, at: deliver(egress, url, webhook_secret, id, body, at, content_type=kind),
             max_tries=settings.webhooks.max_tries, leads=lambda: self.leadership.leads)
         self.sweeper = Sweeper(store, bus, self.sending, LeaseWatch(me=me), self.changed,
                                max_attempts=settings.worker.max_attempts,
@@ -279,6 +279,7 @@ def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     token = secret_file(settings.token_file, make=True)
     signing = load_or_make_secret(settings.webhook_secret_file, settings.webhooks.secret, make=True)
     logs.register(token, signing, *keyring.keys)
+    logs.get().info("feeder.starting", store=settings.store, bus=settings.bus)  # what is asked next may take its time
     clients = Clients(settings.aws)
     storage = open_registry(settings, egress, clients)
     store = open_store(settings.store, data, clients, keep_finished_days=settings.jobs.keep_finished_days)

@@ -274,6 +274,7 @@ def _run(settings: Settings, name: str | None, local: bool, booted: Clients | No
                           "`nommerd up` and `nommerd feeder` make it; start one first, or set paths.data.", place="paths.data")
     self_test()
     wanted = settings.worker
+    logs.get().info("worker.starting", store=settings.store, bus=settings.bus)  # what is asked next may take its time
     with ExitStack() as parts:
         clients = booted or Clients(settings.aws)
         store = open_store(settings.store, settings.data_dir, clients,

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Event, Thread
 from types import TracebackType
 from typing import Any
@@ -29,6 +29,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from xml.sax.saxutils import escape
 
 from tests.emulator import emulator
+from tests.quiet_server import QuietServer
 
 HELD_SECONDS = 120.0  # a caller in a silent outage is held so long at most
 UPSTREAM_SECONDS = 60.0
@@ -219,13 +220,8 @@ class _Fault:
                 and (self.when is None or self.when(call)))
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
+class _Server(QuietServer):
     proxy: AwsProxy
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are what these tests are about."""
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -23,7 +23,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 from uuid import uuid4
@@ -32,6 +32,7 @@ from xml.sax.saxutils import escape
 
 from nommerd.aws.clients import error_code
 from tests.emulator import REGION, emulator
+from tests.quiet_server import QuietServer
 
 XMLNS = "http://ec2.amazonaws.com/doc/2016-11-15/"
 HOPS = {"connection", "keep-alive", "transfer-encoding", "host", "content-length", "te", "upgrade", "expect"}
@@ -103,7 +104,7 @@ class Ec2Proxy:
             pass
 
         Handler.proxy = proxy
-        self._server = _Server(("127.0.0.1", 0), Handler)
+        self._server = QuietServer(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self.clients = emulator().clients(self.url)  # for whoever calls AWS through it
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -279,12 +280,6 @@ class Ec2Proxy:
         raise Refused(why.code, f"We currently do not have sufficient {kind} capacity in {', '.join(zones)}.")
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that are killed in mid-call are what this is for."""
 
 
 class _Handler(BaseHTTPRequestHandler):

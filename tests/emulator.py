@@ -7,17 +7,15 @@ each test, so one emulator serves a whole run.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
-import time
 from functools import cache
 from typing import Any
 
 from nommerd.aws.clients import Clients
 from nommerd.config import Aws
 from nommerd.secrets import Secret
-from tests.rig import free_port
+from tests.rig import free_port, listening, wait_until
 
 REGION = "us-east-1"
 ACCESS_KEY = "AKIACANARY7F3A91TEST"
@@ -36,18 +34,9 @@ class Emulator:
         self._process = subprocess.Popen(
             [sys.executable, "-c", _SERVE, str(self.port)], env=env, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", self.port), 1).close()
-                return
-            except OSError:
-                if self._process.poll() is not None:
-                    raise AssertionError("the AWS emulator did not start: is moto[server] installed?") from None
-                if time.monotonic() > deadline:
-                    self.stop()
-                    raise AssertionError(f"the AWS emulator did not listen within {START_SECONDS:.0f} s") from None
-                time.sleep(0.02)
+        wait_until(lambda: listening(self.port) or self._process.poll() is not None, START_SECONDS, "the AWS emulator listens")
+        if self._process.poll() is not None:
+            raise AssertionError("the AWS emulator did not start: is moto[server] installed?")
 
     @property
     def pid(self) -> int:

@@ -15,9 +15,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
+
+from tests.quiet_server import QuietServer
 
 Act = Callable[["Handler"], None]
 
@@ -46,13 +48,8 @@ class Site:
         return [request for request in self.seen if request.method == method]
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 64
+class _Server(QuietServer):
     site: Site
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that hang up are what these tests are about."""
 
 
 class Handler(BaseHTTPRequestHandler):

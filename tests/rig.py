@@ -34,6 +34,15 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def listening(port: int) -> bool:
+    """Whether something takes connections there."""
+    try:
+        socket.create_connection(("127.0.0.1", port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
 def wait_until(condition: Callable[[], T], seconds: float, what: str | Callable[[], str]) -> T:
     """The condition's first true value; fails after `seconds`, saying `what` was waited for."""
     deadline = time.monotonic() + seconds
@@ -171,6 +180,12 @@ storage: {{file_roots: ["{self.media}"]}}
     def tail(self, name: str) -> str:
         path = self.logs / f"{name}.log"
         return path.read_text(errors="replace")[-2000:] if path.exists() else ""
+
+    def events(self, name: str, event: str | None = None) -> list[dict[str, Any]]:
+        """What a daemon has logged, all of it or one kind of event."""
+        lines = (self.logs / f"{name}.log").read_text(errors="replace").splitlines()
+        found = [json.loads(line) for line in lines if line.startswith("{")]
+        return [one for one in found if event is None or one["event"] == event]
 
     def _ready(self) -> bool:
         if self.feeder is not None and not self.feeder.alive:

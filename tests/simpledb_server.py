@@ -20,15 +20,15 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qsl, quote, urlsplit
 from xml.sax.saxutils import escape
 
 from tests.emulator import ACCESS_KEY, SECRET_KEY
-from tests.rig import free_port
+from tests.quiet_server import QuietServer
+from tests.rig import free_port, listening, wait_until
 from tests.simpledb_service import ACTIONS, NOT_XML, WITH_RESULT, Fault, Parameters, Refused, SimpleDB
 
 VERSION = "2009-04-15"
@@ -160,17 +160,10 @@ class _Handler(BaseHTTPRequestHandler):
             upstream.close()
 
 
-class _Listener(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 128
-
+class _Listener(QuietServer):
     def __init__(self, port: int, service: SimpleDB, upstream: str | None, keys: Mapping[str, str]) -> None:
         self.service, self.upstream, self.keys = service, upstream, keys
         super().__init__(("127.0.0.1", port), _Handler)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # clients hang up
-            super().handle_error(request, client_address)
 
 
 class SimpleDBServer:
@@ -206,16 +199,8 @@ class SimpleDBProcess:
         command += ["--upstream", upstream] if upstream else []
         command += [word for name, value in options.items() for word in (f"--{name}", str(value))]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                socket.create_connection(("127.0.0.1", port), 1).close()
-                return
-            except OSError:
-                if self._process.poll() is not None or time.monotonic() > deadline:
-                    self.stop()
-                    raise AssertionError("the SimpleDB server did not start") from None
-                time.sleep(0.02)
+        wait_until(lambda: listening(port) or self._process.poll() is not None, START_SECONDS, "the SimpleDB server listens")
+        assert self._process.poll() is None, "the SimpleDB server did not start"
 
     def stop(self) -> None:
         self._process.kill()

@@ -83,6 +83,11 @@ class Account:
             return f"It belongs to the cluster {owner}: choose another name."
         return f"It is not marked as this cluster's: choose another name, or tag it {names.CLUSTER_TAG}={self.cluster}."
 
+    def left(self, tags: Mapping[str, str]) -> str | None:
+        """Why a teardown leaves a thing with these tags; None where it is ours to remove."""
+        stack = tags.get(STACK_TAG)
+        return f"CloudFormation made it: delete the stack {stack}." if stack else self.not_ours(tags)
+
 
 class Maker(Protocol):
     """Makes and removes resources of one type."""
@@ -117,12 +122,6 @@ def found(call: Callable[[], T]) -> T | None:
 def tag_map(tags: Iterable[Mapping[str, str]] | None) -> dict[str, str]:
     """`[{Key, Value}]` as a dict."""
     return {tag["Key"]: tag["Value"] for tag in tags or ()}
-
-
-def by_stack(tags: Mapping[str, str]) -> str | None:
-    """Why a thing that CloudFormation made is left; None where it did not."""
-    stack = tags.get(STACK_TAG)
-    return f"CloudFormation made it: delete the stack {stack}." if stack else None
 
 
 def outcome(resource: Resource, status: Status, detail: str = "", **attributes: Any) -> Outcome:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from nommerd.aws import names
-from nommerd.aws.account import Account, Outcome, Status, by_stack, found, outcome, tag_map
+from nommerd.aws.account import Account, Outcome, Status, found, outcome, tag_map
 from nommerd.aws.clients import error_code
 from nommerd.aws.plan import Resource
 
@@ -44,8 +44,7 @@ class Groups:
         there = _group(ec2, resource.name, vpc) if vpc else None
         if there is None:
             return outcome(resource, Status.ABSENT)
-        tags = tag_map(there.get("Tags"))
-        why = by_stack(tags) or account.not_ours(tags)
+        why = account.left(tag_map(there.get("Tags")))
         if why:
             return outcome(resource, Status.LEFT, why)
 
@@ -83,8 +82,7 @@ class Templates:
         there = _template(ec2, name)
         if there is None:
             return outcome(resource, Status.ABSENT)
-        tags = tag_map(there.get("Tags"))
-        why = by_stack(tags) or account.not_ours(tags)
+        why = account.left(tag_map(there.get("Tags")))
         if why:
             return outcome(resource, Status.LEFT, why)
         ec2.delete_launch_template(LaunchTemplateId=there["LaunchTemplateId"])

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
-from nommerd.aws.account import Account, Outcome, Status, by_stack, found, outcome, tag_map
+from nommerd.aws.account import Account, Outcome, Status, found, outcome, tag_map
 from nommerd.aws.clients import error_code
 from nommerd.aws.plan import Resource, tag_list
 
@@ -37,7 +36,7 @@ class Policies:
         iam, arn = account.clients("iam"), _policy_arn(account, resource.name)
         if found(lambda: iam.get_policy(PolicyArn=arn)) is None:
             return outcome(resource, Status.ABSENT)
-        why = _kept(account, _policy_tags(iam, arn))
+        why = account.left(_policy_tags(iam, arn))
         if why:
             return outcome(resource, Status.LEFT, why)
         holders = iam.list_entities_for_policy(PolicyArn=arn)
@@ -83,7 +82,7 @@ class Roles:
         there = found(lambda: iam.get_role(RoleName=name))
         if there is None:
             return outcome(resource, Status.ABSENT)
-        why = _kept(account, tag_map(there["Role"].get("Tags")))
+        why = account.left(tag_map(there["Role"].get("Tags")))
         if why:
             return outcome(resource, Status.LEFT, why)
         profiles = [profile["InstanceProfileName"]
@@ -126,7 +125,7 @@ class Profiles:
         there = found(lambda: iam.get_instance_profile(InstanceProfileName=name))
         if there is None:
             return outcome(resource, Status.ABSENT)
-        why = _kept(account, tag_map(there["InstanceProfile"].get("Tags")))
+        why = account.left(tag_map(there["InstanceProfile"].get("Tags")))
         if why:
             return outcome(resource, Status.LEFT, why)
         for role in there["InstanceProfile"]["Roles"]:
@@ -156,10 +155,6 @@ def _policy_arn(account: Account, name: str) -> str:
 
 def _policy_tags(iam: Any, arn: str) -> dict[str, str]:
     return tag_map(iam.list_policy_tags(PolicyArn=arn).get("Tags"))
-
-
-def _kept(account: Account, tags: Mapping[str, str]) -> str | None:
-    return by_stack(tags) or account.not_ours(tags)
 
 
 def _document(value: Any) -> Any:

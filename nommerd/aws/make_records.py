@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from nommerd.aws.account import Account, Outcome, Status, by_stack, found, outcome, tag_map
+from nommerd.aws.account import Account, Outcome, Status, found, outcome, tag_map
 from nommerd.aws.plan import Resource
 
 READY_SECONDS = 600.0  # for a new table or index; seconds while it is empty
@@ -36,8 +36,7 @@ class Tables:
         there = _describe(dynamo, name)
         if there is None:
             return outcome(resource, Status.ABSENT)
-        tags = _tags(dynamo, there["TableArn"])
-        why = by_stack(tags) or account.not_ours(tags)
+        why = account.left(_tags(dynamo, there["TableArn"]))
         if why:
             return outcome(resource, Status.LEFT, why)
         if there["TableStatus"] != "DELETING":

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nommerd.aws.account import Account, Outcome, Status, by_stack, found, outcome, tag_map
+from nommerd.aws.account import Account, Outcome, Status, found, outcome, tag_map
 from nommerd.aws.clients import error_code, status_of
 from nommerd.aws.plan import BucketRule, Resource
 
@@ -60,8 +60,7 @@ class Buckets:
             return outcome(resource, Status.ABSENT)
         if state != "there":
             return outcome(resource, Status.LEFT, state)
-        tags = bucket_tags(s3, name)
-        why = by_stack(tags) or account.not_ours(tags)
+        why = account.left(bucket_tags(s3, name))
         if why:
             return outcome(resource, Status.LEFT, why)
         account.say(f"emptying the bucket {name}")
@@ -87,8 +86,7 @@ class BucketPolicies:
         s3, name = account.clients("s3"), resource.name
         if bucket_state(s3, name) != "there" or not found(lambda: s3.get_bucket_policy(Bucket=name)):
             return outcome(resource, Status.ABSENT)
-        tags = bucket_tags(s3, name)
-        why = by_stack(tags) or account.not_ours(tags)
+        why = account.left(bucket_tags(s3, name))
         if why:
             return outcome(resource, Status.LEFT, why)
         s3.delete_bucket_policy(Bucket=name)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from nommerd.aws.account import Account, Outcome, Status, by_stack, found, outcome, tag_map
+from nommerd.aws.account import Account, Outcome, Status, found, outcome, tag_map
 from nommerd.aws.clients import error_code
 from nommerd.aws.plan import Resource, queue_property
 
@@ -36,8 +36,7 @@ class Queues:
         url = queue_url(sqs, resource.name)
         if url is None:
             return outcome(resource, Status.ABSENT)
-        tags = queue_tags(sqs, url)
-        why = by_stack(tags) or account.not_ours(tags)
+        why = account.left(queue_tags(sqs, url))
         if why:
             return outcome(resource, Status.LEFT, why)
         found(lambda: sqs.delete_queue(QueueUrl=url))

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import ClassVar
 
+from pydantic import TypeAdapter
+
 from nommerd.errors import InfrastructureError
 from nommerd.job import Job, JobState, Key, Owner, Sweep, new_id, utcnow
 from nommerd.lifecycle import Change
@@ -92,6 +94,13 @@ class WorkerRecord:
     encoders: tuple[str, ...]
     reported: datetime
 
+    def encode(self) -> str:
+        return _WORKER.dump_json(self).decode()
+
+    @staticmethod
+    def decode(text: str) -> WorkerRecord:
+        return _WORKER.validate_json(text)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leader:
@@ -104,6 +113,16 @@ class Leader:
     launch: str = ""  # the decision to start nodes that is being carried out (see nommerd.fleet), at most 16 KB
     version: int = 0  # 0: no row yet
     write_id: str = ""
+
+    def encode(self) -> str:
+        return _LEADER.dump_json(self).decode()
+
+    @staticmethod
+    def decode(text: str) -> Leader:
+        return _LEADER.validate_json(text)
+
+
+_WORKER, _LEADER = TypeAdapter(WorkerRecord), TypeAdapter(Leader)
 
 
 class Store(ABC):

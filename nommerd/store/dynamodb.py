@@ -64,8 +64,6 @@ from contextlib import suppress
 from datetime import datetime
 from typing import Any, ClassVar
 
-from pydantic import TypeAdapter
-
 from nommerd import logs
 from nommerd.errors import ConfigError, InfrastructureError, InputError
 from nommerd.job import Job, JobState, Key, Sweep
@@ -95,8 +93,6 @@ RECIPE_BYTES_MAX = 390_000  # of the 400 KB that an item may have
 RECIPE_LOOK_GRACES = 24  # how often the recipes are looked through, in times of their grace: once a day
 RECIPES_AT_ONCE = 10_000
 LABELS_FILTERED = 10  # by the service, the others here
-_WORKER = TypeAdapter(WorkerRecord)
-_LEADER = TypeAdapter(Leader)
 
 
 class DynamoStore(Store):
@@ -276,13 +272,13 @@ class DynamoStore(Store):
 
     def put_worker(self, worker: WorkerRecord) -> None:
         """One that is silent as long as finals are kept is forgotten: nodes come and go under names of their own."""
-        self._open.put({**items.worker_key(worker.name), "body": {"S": _WORKER.dump_json(worker).decode()},
+        self._open.put({**items.worker_key(worker.name), "body": {"S": worker.encode()},
                         TTL_ATTRIBUTE: {"N": str(int(time.time() + self._keep_seconds))}})
 
     def workers(self) -> Sequence[WorkerRecord]:
         pages = self._open.pages("query", ConsistentRead=True, KeyConditionExpression="pk = :workers",
                                  ExpressionAttributeValues={":workers": {"S": "workers"}})
-        found = [_WORKER.validate_json(item["body"]["S"]) for page in pages for item in page["Items"]]
+        found = [WorkerRecord.decode(item["body"]["S"]) for page in pages for item in page["Items"]]
         return sorted(found, key=lambda worker: worker.name)
 
     def delete_worker(self, name: str) -> None:
@@ -290,10 +286,10 @@ class DynamoStore(Store):
 
     def leader(self) -> Leader:
         found = self._open.get(items.LEADER_KEY, "body")
-        return Leader() if found is None else _LEADER.validate_json(found["body"]["S"])
+        return Leader() if found is None else Leader.decode(found["body"]["S"])
 
     def swap_leader(self, leader: Leader, expected_version: int) -> None:
-        body = {"S": _LEADER.dump_json(leader).decode()}
+        body = {"S": leader.encode()}
         item = {**items.LEADER_KEY, "version": {"N": str(leader.version)}, "body": body}
         try:
             if expected_version == 0:

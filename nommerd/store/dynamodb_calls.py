@@ -106,10 +106,11 @@ class Table:
     def _until_processed(self, work: Callable[[dict[str, Any]], dict[str, Any]], wanted: dict[str, Any]) -> None:
         """A batch may be done in part: the rest is tried again, ever later."""
         for attempt in range(BATCH_TRIES):
+            if attempt:
+                time.sleep(BATCH_BACKOFF_SECONDS * 2 ** (attempt - 1) * random.random())
             wanted = work(wanted)
             if not wanted:
                 return
-            time.sleep(BATCH_BACKOFF_SECONDS * 2 ** attempt * random.random())
         raise StoreUnavailable(f"DynamoDB left a part of a batch on {self.name} undone in {BATCH_TRIES} tries.")
 
     def pages(self, operation: str, limit: int | None = None, **arguments: Any) -> Iterator[dict[str, Any]]:

@@ -20,7 +20,7 @@ from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
 from gevent.pool import Pool
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from nommerd import logs
 from nommerd.errors import InfrastructureError
@@ -56,8 +56,6 @@ from nommerd.store.simpledb_recipes import Recipes
 from nommerd.store.simpledb_select import PLACE, STATE, STATE_IN, Where
 
 T = TypeVar("T")
-_WORKER = TypeAdapter(WorkerRecord)
-_LEADER = TypeAdapter(Leader)
 WORKER = "worker"
 DELETES_AT_ONCE = 8
 RECORDS_AT_ONCE = 100  # parsing more of an answer at a time would hold up the event loop
@@ -156,7 +154,7 @@ class SimpleStore(Store):
         return self._recipes.get(recipe_hash)
 
     def put_worker(self, worker: WorkerRecord) -> None:
-        body = _WORKER.dump_json(worker).decode()
+        body = worker.encode()
         self._domain.put(item_name("worker", worker.name), {WORKER: searches.named(worker.name), **document(body)})
 
     def workers(self) -> Sequence[WorkerRecord]:
@@ -168,10 +166,10 @@ class SimpleStore(Store):
 
     def leader(self) -> Leader:
         attributes = self._domain.get(LEADER_ITEM)
-        return _LEADER.validate_json(_body(attributes)) if attributes else Leader()
+        return Leader.decode(_body(attributes)) if attributes else Leader()
 
     def swap_leader(self, leader: Leader, expected_version: int) -> None:
-        attributes = {VERSION: str(leader.version), **document(_LEADER.dump_json(leader).decode())}
+        attributes = {VERSION: str(leader.version), **document(leader.encode())}
         try:
             self._domain.put(LEADER_ITEM, attributes, expected=(VERSION, str(expected_version) if expected_version else None))
         except Mismatch:
@@ -221,7 +219,7 @@ def _job(attributes: Attributes) -> Job:
 
 def _worker(attributes: Attributes) -> WorkerRecord:
     try:
-        return _WORKER.validate_json(_body(attributes))
+        return WorkerRecord.decode(_body(attributes))
     except ValidationError as error:
         raise InfrastructureError("internal.bad_record", f"It cannot be read ({error.error_count()} faults).") from None
 

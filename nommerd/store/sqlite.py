@@ -10,8 +10,6 @@ from dataclasses import replace
 from datetime import datetime
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter
-
 from nommerd import logs
 from nommerd.errors import InfrastructureError
 from nommerd.job import Job, JobState, Key, Sweep
@@ -32,8 +30,6 @@ from nommerd.store.base import (
 from nommerd.store.cursor import Cursor, microseconds
 
 T = TypeVar("T")
-_WORKER = TypeAdapter(WorkerRecord)
-_LEADER = TypeAdapter(Leader)
 _GET = f"SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.project = ? AND j.id = ?"
 _SWEEP = f"""
     SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.sweep = ? AND j.sweep_at <= ?
@@ -160,21 +156,21 @@ class SqliteStore(Store):
         return str(row[0])
 
     def put_worker(self, worker: WorkerRecord) -> None:
-        self._execute("INSERT OR REPLACE INTO workers VALUES (?, ?)", (worker.name, _WORKER.dump_json(worker).decode()))
+        self._execute("INSERT OR REPLACE INTO workers VALUES (?, ?)", (worker.name, worker.encode()))
 
     def workers(self) -> Sequence[WorkerRecord]:
         rows = self._read(lambda db: db.execute("SELECT body FROM workers ORDER BY name").fetchall())
-        return [_WORKER.validate_json(body) for body, in rows]
+        return [WorkerRecord.decode(body) for body, in rows]
 
     def delete_worker(self, name: str) -> None:
         self._execute("DELETE FROM workers WHERE name = ?", (name,))
 
     def leader(self) -> Leader:
         row = self._read(lambda db: db.execute("SELECT body FROM leader").fetchone())
-        return Leader() if row is None else _LEADER.validate_json(row[0])
+        return Leader() if row is None else Leader.decode(row[0])
 
     def swap_leader(self, leader: Leader, expected_version: int) -> None:
-        body = _LEADER.dump_json(leader).decode()
+        body = leader.encode()
 
         def run(db: sqlite3.Connection) -> None:
             row = db.execute("SELECT version FROM leader").fetchone()

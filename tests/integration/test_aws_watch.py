@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,11 +12,8 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import gevent
 import pytest
-import structlog
 
-from nommerd import logs
 from nommerd.api.jobs import Jobs, Recipes
 from nommerd.aws.clients import Clients
 from nommerd.aws.policies import Place, feeder_policy, node_policy
@@ -37,6 +32,7 @@ from nommerd.watching import POLL_SECONDS, Watching
 from tests.aws_proxy import AwsProxy, Call
 from tests.cloud import Cloud
 from tests.emulator import ACCESS_KEY, REGION, SECRET_KEY, account, emulator
+from tests.logged import captured
 from tests.media import clip
 from tests.rig import wait_until
 from tests.unit.aws.test_watch import event, message
@@ -177,14 +173,8 @@ def proxy() -> Iterator[AwsProxy]:
 @pytest.fixture(autouse=True)
 def log() -> Iterator[StringIO]:
     """What is logged, as a daemon would log it."""
-    root, hub = logging.getLogger(), gevent.get_hub()
-    kept = root.handlers[:], root.level, sys.excepthook, hub.exception_stream
-    stream = StringIO()
-    logs.configure(stream, json=True)
-    yield stream
-    root.handlers, sys.excepthook, hub.exception_stream = kept[0], kept[2], kept[3]
-    root.setLevel(kept[1])
-    structlog.reset_defaults()
+    with captured() as stream:
+        yield stream
 
 
 def logged(log: StringIO, name: str) -> list[dict[str, Any]]:

@@ -32,7 +32,8 @@ class Rig:
         self.answer = answer
         self.deliveries = Deliveries(self.store, self.keyring, self._deliver, max_tries=max_tries, leads=lambda: self.leads)
 
-    def _deliver(self, url: str, id: str, body: bytes, at: datetime) -> Reply:
+    def _deliver(self, url: str, id: str, body: bytes, content_type: str, at: datetime) -> Reply:
+        assert content_type == "application/json"
         self.posts.append((url, id, json.loads(body)))
         return self.answer(id)
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import gevent
 import pytest
-import structlog
 
 from nommerd import logs
 from nommerd.secrets import Secret
+from tests import logged
 
 CANARY = "canary-91e2"
 
@@ -24,13 +24,8 @@ CANARY = "canary-91e2"
 @pytest.fixture(autouse=True)
 def undone() -> Iterator[None]:
     """Logging as it was, whatever a test configures."""
-    root, hook, stream = logging.getLogger(), sys.excepthook, gevent.get_hub().exception_stream
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers, sys.excepthook = handlers, hook
-    root.setLevel(level)
-    gevent.get_hub().exception_stream = stream
-    structlog.reset_defaults()
+    with logged.undone():
+        yield
 
 
 def lines(stream: io.StringIO) -> list[dict[str, Any]]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import logging
-import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +12,6 @@ from typing import Any, ClassVar
 
 import gevent
 import pytest
-import structlog
 
 from nommerd import lifecycle, logs
 from nommerd.attempt import Tools, make_task, threads_per_job
@@ -38,6 +35,7 @@ from nommerd.worker import Worker, backoff_seconds, main
 from nommerd.workspace import Workspaces
 from tests import media
 from tests.contracts.lossy import Fate, LossyStore
+from tests.logged import undone
 from tests.rig import digest, free_port, wait_until
 
 
@@ -138,13 +136,10 @@ def house(tmp_path: Path) -> Iterator[House]:
     Act.act = staticmethod(lambda context: None)
     Act.seen.clear()
     house = House(tmp_path)
-    hook, handlers, stream = sys.excepthook, logging.getLogger().handlers, gevent.get_hub().exception_stream
-    logs.configure(house.log, json=True)
-    yield house
-    house.stop()
-    structlog.reset_defaults()
-    sys.excepthook, logging.getLogger().handlers = hook, handlers
-    gevent.get_hub().exception_stream = stream
+    with undone():
+        logs.configure(house.log, json=True)
+        yield house
+        house.stop()
 
 
 def fails(*errors: Exception) -> Callable[[Context], None]:

@@ -73,14 +73,10 @@ class Rig:
         self.keyring = Keyring([Secret(new_key())])
         self.posts: list[tuple[str, str, bytes]] = []
         self.answer = answer
+        self.deliveries = Deliveries(self.store, self.keyring, self._deliver, max_tries=3, leads=lambda: True)
 
-        def as_json(*_: object) -> Reply:
-            raise AssertionError("sent as JSON")
-
-        self.deliveries = Deliveries(self.store, self.keyring, as_json, deliver_form=self._deliver, max_tries=3,
-                                     leads=lambda: True)
-
-    def _deliver(self, url: str, id: str, body: bytes, at: datetime) -> Reply:
+    def _deliver(self, url: str, id: str, body: bytes, content_type: str, at: datetime) -> Reply:
+        assert content_type == FORM
         self.posts.append((url, id, body))
         return self.answer()
 

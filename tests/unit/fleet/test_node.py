@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
-import logging
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import gevent
 import pytest
-import structlog
 from botocore.exceptions import EndpointConnectionError
 
-from nommerd import logs
 from nommerd.errors import ConfigError, InfrastructureError
 from nommerd.fleet import metadata as service
 from nommerd.fleet import node as nodes
@@ -23,6 +18,7 @@ from nommerd.fleet.metadata import Metadata, Node, Notice, identify
 from nommerd.fleet.node import Life, terminate
 from tests.emulator import emulator
 from tests.imds import Imds, Mood
+from tests.logged import captured
 from tests.rig import free_port
 
 
@@ -45,13 +41,8 @@ def imds() -> Iterator[Imds]:
 @pytest.fixture
 def told() -> Iterator[Callable[[], list[dict[str, Any]]]]:
     """What was logged."""
-    out = io.StringIO()
-    hook, handlers, stream = sys.excepthook, logging.getLogger().handlers, gevent.get_hub().exception_stream
-    logs.configure(out, json=True)
-    yield lambda: [json.loads(line) for line in out.getvalue().splitlines()]
-    structlog.reset_defaults()
-    sys.excepthook, logging.getLogger().handlers = hook, handlers
-    gevent.get_hub().exception_stream = stream
+    with captured() as out:
+        yield lambda: [json.loads(line) for line in out.getvalue().splitlines()]
 
 
 # --- identity ----------------------------------------------------------------------------------------------------
