@@ -6,6 +6,7 @@ imports it at module level.
 
 from __future__ import annotations
 
+import os
 from typing import Any, Protocol
 
 from nommerd import __version__
@@ -66,10 +67,10 @@ class Clients:
     @property
     def region(self) -> str:
         """The region in use. Raises ConfigError config.aws where none is known."""
-        region = self._account.region or self._boto().region_name
+        region = self._account.region or os.environ.get("AWS_REGION") or self._boto().region_name  # boto3 lacks the second
         if not region:
-            raise ConfigError("config.aws", "No AWS region is set.", "Set aws.region, to eu-central-1 for example.",
-                              place="aws.region")
+            raise ConfigError("config.aws", "No AWS region is set.",
+                              "Set aws.region or AWS_REGION, to eu-central-1 for example.", place="aws.region")
         return str(region)
 
     def _boto(self) -> Any:

@@ -11,13 +11,16 @@ from nommerd.errors import ConfigError, InfrastructureError, NommerdError
 DENIED = frozenset({"AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "AuthorizationError",
                     "AWS.SimpleQueueService.AccessDenied", "403", "Forbidden"})
 BAD_KEYS = frozenset({
-    "AuthFailure", "ExpiredToken", "ExpiredTokenException", "IncompleteSignature", "InvalidAccessKeyId",
-    "InvalidClientTokenId", "InvalidSignatureException", "MissingAuthenticationToken", "RequestExpired",
-    "SignatureDoesNotMatch", "TokenRefreshRequired", "UnrecognizedClientException",
+    "AuthFailure", "IncompleteSignature", "IncompleteSignatureException", "InvalidAccessKeyId", "InvalidClientTokenId",
+    "InvalidSignatureException", "MissingAuthenticationToken", "MissingAuthenticationTokenException", "SignatureDoesNotMatch",
+    "UnrecognizedClientException",
 })
-NO_KEYS = frozenset({  # botocore found none, or none that can be used
-    "CredentialRetrievalError", "LoginRefreshRequired", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound",
-    "SSOTokenLoadError", "TokenRetrievalError", "UnauthorizedSSOTokenError",
+NO_KEYS = frozenset({"NoAuthTokenError", "NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"})
+# What a daemon waits for, as a role's credentials are renewed, and a person at a command line must see to.
+EXPIRED = frozenset({"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"})
+NOT_FETCHED = frozenset({
+    "CredentialRetrievalError", "LoginRefreshRequired", "SSOTokenLoadError", "TokenRetrievalError",
+    "UnauthorizedSSOTokenError",
 })
 MISSING = frozenset({  # AWS's codes for "there is no such thing", of the services used here
     "404", "AWS.SimpleQueueService.NonExistentQueue", "InvalidGroup.NotFound", "InvalidGroupId.NotFound",
@@ -33,16 +36,25 @@ def is_missing(error: Exception) -> bool:
     return error_code(error) in MISSING
 
 
-def as_error(error: Exception) -> NommerdError:
-    """Ours for one of botocore's."""
+def credentials_fault(error: Exception, *, lasting: bool = True) -> ConfigError | None:
+    """What is wrong with the credentials, None where it is something else. `lasting`: only what does not pass by itself."""
     code = error_code(error)
-    if code in NO_KEYS:
+    if code in NO_KEYS or (code in NOT_FETCHED and not lasting):
         return ConfigError("config.aws", f"No usable AWS credentials were found ({code}).",
                            "Set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or run where a role is; or "
                            "set aws.access_key_id and aws.secret_access_key.", place="aws")
-    if code in BAD_KEYS:
+    if code in BAD_KEYS or (code in EXPIRED and not lasting):
         return ConfigError("config.aws", f"AWS does not take these credentials: {explain(error)}",
                            "They are wrong, expired, or of another account or partition.", place="aws")
+    return None
+
+
+def as_error(error: Exception) -> NommerdError:
+    """Ours for one of botocore's."""
+    code = error_code(error)
+    fault = credentials_fault(error, lasting=False)
+    if fault is not None:
+        return fault
     if code in DENIED or status_of(error) == 403:
         action = getattr(error, "operation_name", "do this")
         return ConfigError("config.aws_permission", f"These credentials may not {action}: {explain(error)}",

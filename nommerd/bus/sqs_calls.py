@@ -12,6 +12,7 @@ from gevent.event import AsyncResult
 
 from nommerd import logs
 from nommerd.aws.clients import error_code, explain, is_transient
+from nommerd.aws.faults import credentials_fault
 from nommerd.bus.base import BusUnavailable
 from nommerd.errors import ConfigError
 
@@ -66,6 +67,8 @@ def at_start(error: Exception) -> ConfigError | None:
 
     if is_transient(error) or not isinstance(error, (BotoCoreError, ClientError)):
         return None
+    if fault := credentials_fault(error):
+        return fault
     return ConfigError("config.aws", f"SQS refuses us: {explain(error)}", place="bus", hint="See the credentials, and the "
                        "policies that `nommerd aws setup --dry-run` prints.")
 

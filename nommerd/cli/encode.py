@@ -18,6 +18,7 @@ import gevent
 from nommerd import logs, runtime
 from nommerd.aws.clients import Clients
 from nommerd.catalog import Catalog, load_stages
+from nommerd.cli.app import DONE, FAILED, USAGE
 from nommerd.cli.options import absolute_uri, input_items, job_options, json_option, pairs
 from nommerd.cli.output import ProgressLine, print_json, problem_lines, size
 from nommerd.config import Settings
@@ -63,7 +64,9 @@ def encode(source: str, dest: str, *, preset: str | None, pipeline: str | None, 
                           binaries=binaries.find(settings.media.ffmpeg, settings.media.ffprobe))
         problem = _run(build_stages(recipe, catalog.stages), context)
     _report(context, problem, as_json)
-    return 1 if problem else 0
+    if problem is None:
+        return DONE
+    return USAGE if problem.code.startswith("config.") else FAILED
 
 
 def _stoppable() -> Stop:

@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import click
 
+from nommerd.cli.app import DONE, FAILED
 from nommerd.cli.options import config_option, json_option
 from nommerd.cli.output import print_json
 from nommerd.errors import ConfigError
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from nommerd.bus.base import Bus
     from nommerd.config import Settings
     from nommerd.store.base import Store
-
-FAILED = 1
 
 
 @click.command()
@@ -47,7 +46,7 @@ def wipe(config_file: Path | None, yes: bool, as_json: bool) -> int:
         print_json({"deleted": found})
     else:
         click.echo(f"Deleted: {_words(found)}.")
-    return 0
+    return DONE
 
 
 def _opened(settings: Settings, stack: ExitStack) -> tuple[Store, Bus]:

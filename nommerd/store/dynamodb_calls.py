@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from nommerd.aws.clients import error_code, explain, is_transient
+from nommerd.aws.faults import credentials_fault
 from nommerd.errors import ConfigError, InfrastructureError
 from nommerd.store.base import StoreUnavailable
 from nommerd.store.dynamodb_items import Item
@@ -22,9 +23,6 @@ BATCH_BACKOFF_SECONDS = 0.05  # doubled at each try, with jitter
 AT_ONCE = 16  # calls side by side
 _SETUP = "Run nommerd aws setup."
 _DENIED = {"AccessDeniedException", "AccessDenied", "UnauthorizedOperation", "KMSAccessDeniedException"}
-_NO_KEYS = {"UnrecognizedClientException", "InvalidSignatureException", "MissingAuthenticationTokenException",
-            "IncompleteSignature", "IncompleteSignatureException", "NoCredentialsError", "PartialCredentialsError",
-            "NoAuthTokenError", "ProfileNotFound"}
 
 
 class Refused(Exception):
@@ -171,10 +169,8 @@ class Table:
             raise ConfigError("config.aws_permission", f"AWS does not allow {action} on the table {self.name}.",
                               f"Allow it in the role's policy; `nommerd aws setup --dry-run` prints one. AWS says: {why}",
                               place="store") from None
-        if code in _NO_KEYS:
-            raise ConfigError("config.aws", f"AWS does not accept the credentials: {why}",
-                              "Give this machine a role, or set AWS's own environment variables or aws.access_key_id.",
-                              place="aws") from None
+        if fault := credentials_fault(error):
+            raise fault from None
         if code == "ValidationException" and re.search(r"\bindex\b|schema|[Mm]issing the key|key element|key attribute", why):
             raise ConfigError("config.store", f"The DynamoDB table {self.name} is not as this version needs it: {why}",
                               _SETUP, place="store") from None

@@ -17,6 +17,7 @@ from itertools import islice
 from typing import Any, NamedTuple
 
 from nommerd.aws.clients import error_code, explain, is_transient, status_of
+from nommerd.aws.faults import EXPIRED, credentials_fault
 from nommerd.errors import ConfigError, InfrastructureError, NommerdError
 from nommerd.store.base import StoreUnavailable
 from nommerd.store.simpledb_select import Where, quoted_name
@@ -147,7 +148,7 @@ class Domain:
 
     def _ours(self, error: Exception) -> NommerdError:
         """What AWS answered, sorted by who must act."""
-        from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, PartialCredentialsError
+        from botocore.exceptions import ClientError, EndpointConnectionError
 
         code, why = error_code(error), explain(error)
         if code == "NoSuchDomain":
@@ -158,13 +159,14 @@ class Domain:
             return ConfigError("config.aws_permission", f"AWS does not allow {action} on the domain {self._name}.",
                                f"Allow it in the role's policy; `nommerd aws setup --dry-run` prints one. AWS says: {why}",
                                place="store")
-        if status_of(error) in (401, 403) or isinstance(error, (NoCredentialsError, PartialCredentialsError)):
-            return ConfigError("config.aws", f"AWS does not accept the credentials: {why}",
-                               "Give this machine a role, or set AWS's own environment variables or aws.access_key_id.",
-                               place="aws")
+        if fault := credentials_fault(error):
+            return fault
+        if status_of(error) in (401, 403) and code not in EXPIRED:
+            return ConfigError("config.aws", f"SimpleDB refuses us: {why}", "See the credentials, and the policies that "
+                               "`nommerd aws setup --dry-run` prints.", place="store")
         if isinstance(error, EndpointConnectionError):
             why += " (not every region has SimpleDB)"
-        if isinstance(error, ClientError) and not is_transient(error) and code not in _FULL:
+        if isinstance(error, ClientError) and not is_transient(error) and code not in _FULL | EXPIRED:
             return InfrastructureError("internal.store_refused", f"SimpleDB refused a call: {why}", retryable=False)
         return StoreUnavailable(f"SimpleDB: {why}")
 

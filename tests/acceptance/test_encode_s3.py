@@ -77,3 +77,14 @@ def test_a_source_in_s3_becomes_an_output_in_s3_and_no_key_shows(tmp_path: Path)
         assert sorted(s3.keys) == ["in/a b.mov", "out/a b.mp4", "out/a.mp4"] and s3.leftovers == []
     for secret in (SECRET_KEY, quote(SECRET_KEY, safe=""), ACCESS_KEY):
         assert secret not in "".join(seen)
+
+
+def test_an_account_that_is_not_set_up_is_a_fault_of_the_configuration(tmp_path: Path) -> None:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("NOMMERD_", "AWS_", "XDG_"))}
+    env = clean | {"HOME": str(tmp_path), "AWS_EC2_METADATA_DISABLED": "true"}
+    for more, words in (({}, "No AWS region is set"), ({"AWS_REGION": REGION}, "no AWS credentials")):
+        command = [sys.executable, "-m", "nommerd", "encode", "s3://media-of-nobody/a.mov", "b.mp4", "-p", "web-480p"]
+        ended = subprocess.run(command, cwd=tmp_path, env=env | more, capture_output=True, text=True, timeout=60,
+                               stdin=subprocess.DEVNULL)
+        assert (ended.returncode, words in ended.stderr + ended.stdout) == (2, True), ended
+        assert "Traceback" not in ended.stderr
