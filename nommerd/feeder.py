@@ -16,10 +16,14 @@ from gevent.event import Event
 from gevent.pool import Pool
 
 from nommerd import logs, sqlite
-from nommerd.api.app import Deps, create_app
+from nommerd.api.app import create_app
 from nommerd.api.auth import EVERYBODY, Gate, Hosts, Networks
-from nommerd.api.jobs import Jobs, Recipes
+from nommerd.api.job_routes import job_routes
+from nommerd.api.jobs import Jobs
 from nommerd.api.original import Original, check_nommers
+from nommerd.api.pages import page_routes
+from nommerd.api.recipes import Recipes
+from nommerd.api.route import Route
 from nommerd.api.server import Server
 from nommerd.api.waiters import Waiters
 from nommerd.aws.clients import Clients
@@ -88,16 +92,17 @@ class Feeder:
         self.sweeper = Sweeper(store, bus, self.sending, LeaseWatch(me=me), self.changed,
                                max_attempts=settings.worker.max_attempts,
                                abandon_after_seconds=settings.jobs.abandon_after_seconds)
-        jobs = Jobs(store=store, sending=self.sending, storage=storage, recipes=Recipes(store, catalog.resolve),
+        jobs = Jobs(store=store, sending=self.sending, storage=storage, recipes=Recipes(store, lambda project: catalog),
                     keyring=keyring, check_notify=lambda url: egress.check(url, "webhook"), on_change=self.changed,
                     waiters=self.waiters)
         self.watching = watch(jobs.submit, lambda: self.leadership.leads) if watch is not None else None
         old = settings.api.original
         original = Original(jobs=replace(jobs, project=old.project), nommers=old.nommers) if old.enabled else None
         gate = Gate(tokens, Hosts(settings.api.host, settings.api.hosts),
-                    original=Networks(old.networks) if old.enabled else EVERYBODY)  # switched off, it is not there for anybody
-        app = create_app(Deps(jobs=jobs, gate=gate, ready=self._ready, original=original))
-        self._server = Server(settings.api.host, settings.api.port, app)
+                    original=Networks(old.networks) if old.enabled else EVERYBODY,  # switched off, it is not there for anybody
+                    project=old.project)
+        routes: list[Route] = [*job_routes(jobs), *page_routes(self._ready)]
+        self._server = Server(settings.api.host, settings.api.port, create_app(routes, gate, original))
         self._next_retention = time.monotonic()
 
     # --- life ----------------------------------------------------------------------------------------------------

@@ -53,6 +53,14 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE INDEX messages_by_time ON messages (queue, dead, visible_at);
     CREATE INDEX messages_by_turn ON messages (queue, dead, priority, seq, visible_at);
     """,
+    # 2. Presets, pipelines, tokens, logs of attempts and the like; how jobs of a project ended, by time.
+    """
+    CREATE TABLE documents (
+        kind TEXT NOT NULL, scope TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, expires REAL,
+        body TEXT NOT NULL, PRIMARY KEY (kind, scope, name));
+    CREATE INDEX documents_by_expiry ON documents (expires) WHERE expires IS NOT NULL;
+    CREATE INDEX jobs_by_ending ON jobs (project, finished, state, error_code) WHERE finished IS NOT NULL;
+    """,
 )
 
 

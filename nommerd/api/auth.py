@@ -14,11 +14,15 @@ from hashlib import sha256
 from ipaddress import IPv6Address, ip_address, ip_network
 from typing import Any
 
+from nommerd.api import access
+from nommerd.api.access import Access, Scope
 from nommerd.api.problems import refuse
+from nommerd.job import DEFAULT_PROJECT
 from nommerd.secrets import Secret
 
 LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN_PATHS = frozenset({"/", "/healthz", "/readyz"})  # no token needed
+OPEN_FOLDER = "/static/"  # the dashboard's own files
 ORIGINAL_PATHS = frozenset({"/job/submit", "/job/submit/"})  # none from networks that the operator names
 FORWARDED = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR", "HTTP_X_REAL_IP")  # what proxies add
 WRONG_TOKENS_MAX = 20  # from one address within WRONG_TOKENS_SECONDS; then 429
@@ -67,27 +71,29 @@ EVERYBODY = Networks(("0.0.0.0/0", "::/0"))
 
 class Gate:
     """Checks every request before anything else sees it. `check` raises Refusal. `original`: whence the original system's
-    calls may come without a token."""
+    calls may come without a token. `project`: whose jobs those are."""
 
     def __init__(self, tokens: Iterable[Secret], hosts: Hosts, clock: Callable[[], float] = time.monotonic,
-                 original: Networks = NOBODY) -> None:
+                 original: Networks = NOBODY, project: str = DEFAULT_PROJECT) -> None:
         self._hashes = [_digest(token.reveal()) for token in tokens]
         self._hosts = hosts
         self._clock = clock
         self._original = original
+        self._of_original = Access(project=project, scopes=frozenset({Scope.SUBMIT}), name="the original's clients")
         self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()  # address -> window's begin, wrong tokens in it
 
-    def check(self, environ: dict[str, Any]) -> None:
-        """403 for a foreign Host or Origin; 401 without a right token where one is needed; 429 after many wrong ones."""
+    def check(self, environ: dict[str, Any]) -> Access:
+        """Who asks. 403 for a foreign Host or Origin; 401 without a right token where one is needed; 429 after many wrong
+        ones."""
         self._check_origin(environ)
-        if not self._open(environ) and not self._authorized(environ.get("HTTP_AUTHORIZATION", "")):
-            self._refuse_token(environ)
-
-    def _open(self, environ: dict[str, Any]) -> bool:
-        """Whether no token is asked for."""
         path = environ["PATH_INFO"]
-        return path in OPEN_PATHS or (path in ORIGINAL_PATHS and environ.get("REMOTE_ADDR", "") in self._original
-                                      and not _passed_on(environ))
+        if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+            return access.NOBODY
+        if path in ORIGINAL_PATHS and environ.get("REMOTE_ADDR", "") in self._original and not _passed_on(environ):
+            return self._of_original
+        if not self._authorized(environ.get("HTTP_AUTHORIZATION", "")):
+            self._refuse_token(environ)
+        return access.OPERATOR
 
     def _check_origin(self, environ: dict[str, Any]) -> None:
         host = environ.get("HTTP_HOST", "")

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import time
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +14,7 @@ from nommerd import lifecycle
 from nommerd.api import body as bodies
 from nommerd.api.models import Submission, list_query, submission
 from nommerd.api.problems import Refusal, from_error, refuse
+from nommerd.api.recipes import Recipes, public_inputs
 from nommerd.api.waiters import Waiters
 from nommerd.errors import InfrastructureError, InputError, NommerdError
 from nommerd.job import DEFAULT_PROJECT, Job, JobState, Key, Priority, Webhook, new_id, utcnow
@@ -24,55 +23,15 @@ from nommerd.secrets import Keyring, has_secret, public_uri
 from nommerd.sending import Sending
 from nommerd.storage import same_place
 from nommerd.storage.base import Storage, StorageRegistry
-from nommerd.store.base import RECIPE_GRACE_SECONDS, JobExists, JobPage, Store, UnknownJob
+from nommerd.store.base import JobExists, JobPage, Store, UnknownJob
 
 IDEMPOTENCY_KEY_MAX = 255
 IDEMPOTENT_ID_DIGITS = 32
 EXISTS_SECONDS = 3.0  # for a destination elsewhere to say whether something is there
 RECORD_BYTES_AT_SUBMIT = 5 * 1024  # the rest of a record's 8 KB is for attempts, events, outputs, warnings
-RECIPES_KEPT = 256
-RECIPE_STORED_SECONDS = RECIPE_GRACE_SECONDS / 4  # how long this process trusts that a recipe it stored is there
-
 
 if TYPE_CHECKING:
     from nommerd.pipeline.recipe import Recipe
-
-Resolve = Callable[..., "Recipe"]  # Catalog.resolve: preset, pipeline, params, inputs -> Recipe
-
-
-class Recipes:
-    """Resolves what was asked for once, and stores each recipe once in a while: recipes are content-addressed."""
-
-    def __init__(self, store: Store, resolve: Resolve, clock: Callable[[], float] = time.monotonic) -> None:
-        self._store = store
-        self._resolve = resolve
-        self._clock = clock
-        self._resolved: OrderedDict[str, Recipe] = OrderedDict()
-        self._stored: dict[str, float] = {}
-
-    def get(self, wanted: Submission) -> Recipe:
-        """The recipe a submission asks for. Raises NommerdError recipe.*."""
-        given = _public_inputs(wanted)
-        counts = sorted((name, len(items)) for name, items in given.items())
-        known = json.dumps([wanted.preset, wanted.pipeline, wanted.params, counts], sort_keys=True)
-        recipe = self._resolved.get(known)
-        if recipe is None:
-            recipe = self._resolve(preset=wanted.preset, pipeline=wanted.pipeline, params=wanted.params, inputs=given)
-            self._resolved[known] = recipe
-            if len(self._resolved) > RECIPES_KEPT:
-                self._resolved.popitem(last=False)
-        return recipe
-
-    def store(self, recipe: Recipe) -> None:
-        """See to it that the recipe is in the store."""
-        now = self._clock()
-        if now - self._stored.get(recipe.hash, -RECIPE_STORED_SECONDS) < RECIPE_STORED_SECONDS:
-            return
-        self._store.put_recipe(recipe.hash, recipe.document)
-        if len(self._stored) >= RECIPES_KEPT:
-            self._stored.clear()
-        self._stored[recipe.hash] = now
-
 
 @dataclass(slots=True, kw_only=True)
 class Jobs:
@@ -87,6 +46,10 @@ class Jobs:
     on_change: Callable[[Job], None]  # told of every change of state made here
     waiters: Waiters = field(default_factory=Waiters)
     project: str = DEFAULT_PROJECT
+
+    def of(self, project: str) -> Jobs:
+        """The same calls on the jobs of another project."""
+        return self if project == self.project else replace(self, project=project)
 
     # --- submit --------------------------------------------------------------------------------------------------
 
@@ -130,7 +93,7 @@ class Jobs:
     def recipe(self, wanted: Submission) -> Recipe:
         """The recipe a submission asks for."""
         try:
-            return self.recipes.get(wanted)
+            return self.recipes.get(self.project, wanted)
         except NommerdError as error:
             raise from_error(error) from None
 
@@ -190,7 +153,7 @@ class Jobs:
     def _record(self, job_id: str, wanted: Submission, recipe: Recipe, request_hash: str | None) -> Job:
         now = utcnow()
         return Job(id=job_id, project=self.project, preset=wanted.preset, pipeline=recipe.pipeline, recipe=recipe.hash,
-                   source=public_uri(wanted.source), dest=public_uri(wanted.dest), inputs=_public_inputs(wanted),
+                   source=public_uri(wanted.source), dest=public_uri(wanted.dest), inputs=public_inputs(wanted),
                    secrets=self._secrets(wanted), params=wanted.params, priority=Priority(wanted.priority),
                    labels=wanted.labels, overwrite=wanted.overwrite, on_damage=wanted.on_damage,
                    notify_url=None if wanted.notify_url is None else public_uri(wanted.notify_url),
@@ -279,11 +242,6 @@ def _check_size(job: Job) -> None:
     if size > RECORD_BYTES_AT_SUBMIT:
         raise refuse(422, "body", "request.too_large", f"What is asked for must fit in {RECORD_BYTES_AT_SUBMIT} bytes.",
                      "Use shorter addresses, fewer labels or parameters.")
-
-
-def _public_inputs(wanted: Submission) -> dict[str, list[dict[str, str]]]:
-    return {name: [{"uri": public_uri(item.uri)} | ({"language": item.language} if item.language else {}) for item in items]
-            for name, items in wanted.inputs.items()}
 
 
 def _webhook(wanted: Submission, recipe: Recipe) -> Webhook:

@@ -22,6 +22,7 @@ from nommerd.lifecycle import Change
 
 RECIPE_GRACE_SECONDS = 3600.0
 FAR_FUTURE = 32503680000.0  # the year 3000, in epoch seconds
+DOCUMENT_BYTES_MAX = 96 * 1024
 PAGE = 100
 UPDATE_TRIES = 8  # of one change, over mismatches and unavailable moments together
 BACKOFF_SECONDS = 0.05  # doubled at each try, with jitter
@@ -125,6 +126,28 @@ class Leader:
 _WORKER, _LEADER = TypeAdapter(WorkerRecord), TypeAdapter(Leader)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Document:
+    """A small text that is no job: a preset, a token, the log of an attempt. `kind`, `scope` and `name` are its key; the
+    scope is whose it is: a project, PROJECT/JOB for what belongs to a job, or empty for the installation's own."""
+
+    kind: str
+    scope: str
+    name: str
+    body: str  # at most DOCUMENT_BYTES_MAX as UTF-8
+    version: int = 1
+    expires: float | None = None  # epoch seconds: from then on it may be deleted; None: never
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How and when a job ended."""
+
+    at: datetime
+    state: JobState
+    code: str | None  # of its error
+
+
 class Store(ABC):
     """All methods may raise StoreUnavailable. None blocks the hub."""
 
@@ -164,8 +187,8 @@ class Store(ABC):
 
     @abstractmethod
     def delete_finals(self, finished_before: datetime, limit: int) -> int:
-        """Delete final jobs that ended before then, and recipes no job names any longer; returns how many jobs. Recipes
-        stored in the last RECIPE_GRACE_SECONDS stay: they are written before their jobs."""
+        """Delete final jobs that ended before then, recipes no job names any longer, and expired documents; returns how many
+        jobs. Recipes stored in the last RECIPE_GRACE_SECONDS stay: they are written before their jobs."""
 
     @abstractmethod
     def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
@@ -200,9 +223,35 @@ class Store(ABC):
     def swap_leader(self, leader: Leader, expected_version: int) -> None:
         """Replace the leader row if its version is `expected_version` (0: there is none); else Conflict."""
 
+    def document(self, kind: str, scope: str, name: str) -> Document | None:
+        """The document, as last written, or None; also once it has expired, until it is deleted."""
+        raise NotImplementedError
+
+    def documents(self, kind: str, scope: str) -> Sequence[Document]:
+        """All of a kind and scope, by name."""
+        raise NotImplementedError
+
+    def put_document(self, document: Document, expected_version: int | None) -> None:
+        """Store it, durably, if the one that is there has `expected_version` (0: none is there; None: whatever is there);
+        else Conflict. Success where the very same document is there already: the answer of our own write was lost."""
+        raise NotImplementedError
+
+    def delete_document(self, kind: str, scope: str, name: str, expected_version: int | None = None) -> bool:
+        """Delete it; False where there is none. Conflict where it has another version than an `expected_version`."""
+        raise NotImplementedError
+
+    def oldest_pending(self, project: str) -> datetime | None:
+        """When the longest waiting PENDING job was created, None without any."""
+        raise NotImplementedError
+
+    def endings(self, project: str, since: datetime, limit: int) -> Sequence[Ending]:
+        """How jobs ended at or after `since`, the newest first, at most `limit`."""
+        raise NotImplementedError
+
     @abstractmethod
     def wipe(self) -> None:
-        """Delete every job and recipe, of all projects; workers and the leader stay. Not atomic: for when nobody works."""
+        """Delete every job, recipe and document that expires, of all projects; other documents, workers and the leader stay.
+        Not atomic: for when nobody works."""
 
     @abstractmethod
     def ping(self) -> None:

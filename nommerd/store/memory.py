@@ -13,6 +13,8 @@ from nommerd.job import Job, JobState, Key, Sweep
 from nommerd.store.base import (
     RECIPE_GRACE_SECONDS,
     Conflict,
+    Document,
+    Ending,
     JobExists,
     JobPage,
     JobQuery,
@@ -33,6 +35,7 @@ class MemoryStore(Store):
         self._recipes: dict[str, tuple[str, float]] = {}
         self._workers: dict[str, WorkerRecord] = {}
         self._leader = Leader()
+        self._documents: dict[tuple[str, str, str], Document] = {}
         self._grace = recipe_grace_seconds
 
     def create(self, job: Job) -> None:
@@ -88,6 +91,8 @@ class MemoryStore(Store):
         named = {job.recipe for job in self._all()}
         stale = time.time() - self._grace
         self._recipes = {hash: recipe for hash, recipe in self._recipes.items() if hash in named or recipe[1] > stale}
+        now = time.time()
+        self._documents = {key: one for key, one in self._documents.items() if one.expires is None or one.expires > now}
         return len(old)
 
     def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
@@ -118,7 +123,36 @@ class MemoryStore(Store):
             raise Conflict("leader")
         self._leader = leader
 
+    def document(self, kind: str, scope: str, name: str) -> Document | None:
+        return self._documents.get((kind, scope, name))
+
+    def documents(self, kind: str, scope: str) -> Sequence[Document]:
+        return [one for key, one in sorted(self._documents.items()) if key[:2] == (kind, scope)]
+
+    def put_document(self, document: Document, expected_version: int | None) -> None:
+        key = (document.kind, document.scope, document.name)
+        found = self._documents.get(key)
+        if found != document and expected_version not in (None, found.version if found else 0):
+            raise Conflict(document.name)
+        self._documents[key] = document
+
+    def delete_document(self, kind: str, scope: str, name: str, expected_version: int | None = None) -> bool:
+        found = self._documents.get((kind, scope, name))
+        if found is not None and expected_version not in (None, found.version):
+            raise Conflict(name)
+        return self._documents.pop((kind, scope, name), None) is not None
+
+    def oldest_pending(self, project: str) -> datetime | None:
+        return min((job.created for job in self._all() if job.project == project and job.state is JobState.PENDING),
+                   default=None)
+
+    def endings(self, project: str, since: datetime, limit: int) -> Sequence[Ending]:
+        ended = [Ending(job.finished, job.state, job.error.code if job.error else None) for job in self._all()
+                 if job.project == project and job.finished is not None and job.finished >= since]
+        return sorted(ended, key=lambda ending: ending.at, reverse=True)[:limit]
+
     def wipe(self) -> None:
+        self._documents = {key: one for key, one in self._documents.items() if one.expires is None}
         self._jobs.clear()
         self._progress.clear()
         self._recipes.clear()

@@ -7,7 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from nommerd import logs
@@ -18,6 +18,8 @@ from nommerd.store import listing
 from nommerd.store.base import (
     RECIPE_GRACE_SECONDS,
     Conflict,
+    Document,
+    Ending,
     JobExists,
     JobPage,
     JobQuery,
@@ -30,6 +32,9 @@ from nommerd.store.base import (
 from nommerd.store.cursor import Cursor, microseconds
 
 T = TypeVar("T")
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_PUT_DOCUMENT = "INSERT OR REPLACE INTO documents (kind, scope, name, version, expires, body) VALUES (?, ?, ?, ?, ?, ?)"
+_DOCUMENT = "SELECT name, version, expires, body FROM documents WHERE kind = ? AND scope = ?"
 _GET = f"SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.project = ? AND j.id = ?"
 _SWEEP = f"""
     SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.sweep = ? AND j.sweep_at <= ?
@@ -129,6 +134,7 @@ class SqliteStore(Store):
             return len(rows)
 
         deleted = self._write(delete_jobs)
+        self._execute("DELETE FROM documents WHERE expires <= ?", (time.time(),))
         self._delete_recipes()
         return deleted
 
@@ -180,8 +186,51 @@ class SqliteStore(Store):
 
         self._write(run)
 
+    def document(self, kind: str, scope: str, name: str) -> Document | None:
+        row = self._read(lambda db: db.execute(f"{_DOCUMENT} AND name = ?", (kind, scope, name)).fetchone())
+        return None if row is None else _document(kind, scope, row)
+
+    def documents(self, kind: str, scope: str) -> Sequence[Document]:
+        rows = self._read(lambda db: db.execute(f"{_DOCUMENT} ORDER BY name", (kind, scope)).fetchall())
+        return [_document(kind, scope, row) for row in rows]
+
+    def put_document(self, document: Document, expected_version: int | None) -> None:
+        key = (document.kind, document.scope, document.name)
+
+        def run(db: sqlite3.Connection) -> None:
+            row = db.execute(f"{_DOCUMENT} AND name = ?", key).fetchone()
+            found = None if row is None else _document(document.kind, document.scope, row)
+            if found != document and expected_version not in (None, found.version if found else 0):
+                raise Conflict(document.name)
+            db.execute(_PUT_DOCUMENT, (*key, document.version, document.expires, document.body))
+
+        self._write(run)
+
+    def delete_document(self, kind: str, scope: str, name: str, expected_version: int | None = None) -> bool:
+        def run(db: sqlite3.Connection) -> bool:
+            row = db.execute(f"{_DOCUMENT} AND name = ?", (kind, scope, name)).fetchone()
+            if row is not None and expected_version not in (None, row[1]):
+                raise Conflict(name)
+            db.execute("DELETE FROM documents WHERE kind = ? AND scope = ? AND name = ?", (kind, scope, name))
+            return row is not None
+
+        return self._write(run)
+
+    def oldest_pending(self, project: str) -> datetime | None:
+        row = self._read(lambda db: db.execute("SELECT min(created) FROM jobs WHERE project = ? AND state = 'PENDING'",
+                                               (project,)).fetchone())
+        return None if row[0] is None else _moment(row[0])
+
+    def endings(self, project: str, since: datetime, limit: int) -> Sequence[Ending]:
+        rows = self._read(lambda db: db.execute(
+            "SELECT finished, state, error_code FROM jobs INDEXED BY jobs_by_ending "
+            "WHERE project = ? AND finished >= ? ORDER BY finished DESC LIMIT ?",
+            (project, microseconds(since), limit)).fetchall())
+        return [Ending(_moment(finished), JobState(state), code) for finished, state, code in rows]
+
     def wipe(self) -> None:
         def run(db: sqlite3.Connection) -> None:
+            db.execute("DELETE FROM documents WHERE expires IS NOT NULL")
             for table in ("labels", "progress", "jobs", "recipes"):
                 db.execute(f"DELETE FROM {table}")
 
@@ -230,6 +279,15 @@ def _columns(job: Job) -> tuple[Any, ...]:
     """What may change of a record, in the order of _INSERT and _UPDATE."""
     return (job.version, job.token, job.state, None if job.finished is None else microseconds(job.finished),
             _code(job), job.sweep, job.sweep_at, job.webhook_at, job.encode().decode())
+
+
+def _document(kind: str, scope: str, row: tuple[Any, ...]) -> Document:
+    name, version, expires, body = row
+    return Document(kind=kind, scope=scope, name=name, body=body, version=version, expires=expires)
+
+
+def _moment(whole_microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=whole_microseconds)
 
 
 def _code(job: Job) -> str | None:

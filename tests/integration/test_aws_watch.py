@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import pytest
 
-from nommerd.api.jobs import Jobs, Recipes
+from nommerd.api.jobs import Jobs
+from nommerd.api.recipes import Recipes
 from nommerd.aws.clients import Clients
 from nommerd.aws.policies import Place, feeder_policy, node_policy
 from nommerd.bus.memory import MemoryBus
@@ -136,7 +137,7 @@ storage: {{s3_read: [{self.inbox}/up, {self.cluster}-gone, {self.outbox}, {self.
         catalog, store = Catalog(settings.paths.pipelines, settings.paths.presets), self.store
         egress = Egress(())
         jobs = Jobs(store=store, sending=Sending(store, MemoryBus()), storage=open_registry(settings, egress, self.clients),
-                    recipes=Recipes(store, catalog.resolve), keyring=Keyring([Secret(new_key())]),
+                    recipes=Recipes(store, lambda project: catalog), keyring=Keyring([Secret(new_key())]),
                     check_notify=lambda url: egress.check(url, "webhook"), on_change=lambda job: None)
 
         def submit(raw: bytes, key: str | None) -> tuple[Job, bool]:

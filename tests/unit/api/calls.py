@@ -8,9 +8,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from nommerd.api.app import Deps, create_app
+from nommerd.api.app import create_app
 from nommerd.api.auth import Gate, Hosts
-from nommerd.api.jobs import Jobs, Recipes
+from nommerd.api.job_routes import job_routes
+from nommerd.api.jobs import Jobs
+from nommerd.api.pages import page_routes
+from nommerd.api.recipes import Recipes
 from nommerd.api.waiters import Waiters
 from nommerd.bus.base import Bus
 from nommerd.bus.memory import MemoryBus
@@ -100,10 +103,10 @@ class Api:
         egress = Egress(())
         self.catalog = Catalog([pipelines], [], {**STAGES, "stamp": Stamp})
         self.jobs = Jobs(store=self.store, sending=self.sending, storage=build_registry([self.media], egress, 10**9),
-                         recipes=Recipes(self.store, self.catalog.resolve), keyring=self.keyring, waiters=self.waiters,
+                         recipes=Recipes(self.store, lambda project: self.catalog), keyring=self.keyring, waiters=self.waiters,
                          check_notify=lambda url: egress.check(url, "webhook"), on_change=self.changed.append)
         gate = Gate([Secret(TOKEN)], Hosts("127.0.0.1", ["media.example:8001", "other.example"]))
-        self.app = create_app(Deps(jobs=self.jobs, gate=gate, ready=self._ready))
+        self.app = create_app([*job_routes(self.jobs), *page_routes(self._ready)], gate)
 
     def _ready(self) -> None:
         if self.not_ready is not None:

@@ -13,10 +13,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from nommerd.api.app import Deps, create_app
+from nommerd.api.app import create_app
 from nommerd.api.auth import EVERYBODY, WRONG_TOKENS_MAX, Gate, Hosts, Networks
 from nommerd.api.body import BODY_BYTES_MAX
+from nommerd.api.job_routes import job_routes
 from nommerd.api.original import Original, check_nommers
+from nommerd.api.pages import page_routes
 from nommerd.bus.base import BusUnavailable
 from nommerd.cli.configure import load_all
 from nommerd.errors import ConfigError
@@ -36,7 +38,7 @@ class Old(Api):
     def open(self, networks: tuple[str, ...] = ("127.0.0.1/32",), *, enabled: bool = True, project: str = "default") -> Old:
         original = Original(jobs=replace(self.jobs, project=project), nommers={"acme.Copier": "copy", "acme.Silent": "silent"})
         gate = Gate([Secret(TOKEN)], Hosts("127.0.0.1"), original=Networks(networks) if enabled else EVERYBODY)
-        self.app = create_app(Deps(jobs=self.jobs, gate=gate, ready=self._ready, original=original if enabled else None))
+        self.app = create_app([*job_routes(self.jobs), *page_routes(self._ready)], gate, original if enabled else None)
         return self
 
     def job_body(self, **more: Any) -> dict[str, Any]:
