@@ -35,7 +35,7 @@ from nommerd.fleet.node import BOOT_SECONDS, LOCAL_ID, LOOKUP_SECONDS, Life, Met
 from nommerd.greenlets import Greenlets
 from nommerd.handling import Handling
 from nommerd.health import serve
-from nommerd.job import utcnow
+from nommerd.job import Key, utcnow
 from nommerd.lease import this_process
 from nommerd.media import binaries, process
 from nommerd.net.egress import Egress
@@ -72,6 +72,7 @@ class Worker:
         self._tools, self._store, self._bus = tools, tools.store, bus
         self._me = this_process(name, node or (life.node.instance_id if life else None))
         self._slots, self._heartbeat_seconds = slots, heartbeat_seconds
+        self._started = utcnow()
         self._asked, self._stopping, self._slot_free = Event(), Event(), Event()
         self._parting = Parting(life, tools.store, self._me, heartbeat_seconds=heartbeat_seconds, stop=self._stopping.set,
                                 asked=self._asked)
@@ -81,9 +82,9 @@ class Worker:
         self._log = logs.get(worker=name)
 
     @property
-    def active(self) -> tuple[str, ...]:
-        """Ids of the jobs in its slots."""
-        return tuple(sorted({key.id for key, _ in self._handling.active}))
+    def active(self) -> tuple[Key, ...]:
+        """The jobs in its slots."""
+        return tuple(sorted({key for key, _ in self._handling.active}))
 
     def ready(self) -> bool:
         """Whether it takes work: it is not stopping, and the store can be written."""
@@ -168,10 +169,13 @@ class Worker:
         return RECEIVE_SECONDS if self._busy else self._parting.receive_seconds(RECEIVE_SECONDS)
 
     def _beat(self, state: str) -> None:
-        record = WorkerRecord(name=self._me.worker, node=self._me.node, state=state, slots=self._slots, active=self.active,
-                              version=__version__, encoders=tuple(sorted(self._tools.binaries.encoders)), reported=utcnow())
         try:
-            self._store.put_worker(record)
+            free, total = self._tools.workspaces.disk()
+            self._store.put_worker(WorkerRecord(
+                name=self._me.worker, node=self._me.node, state=state, slots=self._slots, active=self.active,
+                version=__version__, encoders=tuple(sorted(self._tools.binaries.encoders)), reported=utcnow(),
+                started=self._started, heartbeat_seconds=self._heartbeat_seconds, disk_free_bytes=free,
+                disk_total_bytes=total))
         except Exception as error:
             self._log.warning("heartbeat.failed", why=str(error), exc_info=not isinstance(error, InfrastructureError))
 
@@ -198,7 +202,7 @@ class Worker:
             while not group.join(max(0.0, min(0.5, until - time.monotonic()))) and time.monotonic() < until:
                 pass
         if any(len(group) for group in groups):
-            self._log.warning("worker.cut_short", jobs=self.active)
+            self._log.warning("worker.cut_short", jobs=[key.id for key in self.active])
         gevent.killall(loops, timeout=KILL_SECONDS)
         for group in groups:
             group.kill(KILL_SECONDS)

@@ -68,6 +68,14 @@ class Workspaces:
         """Remove what dead processes left, of any worker that shares the directory. Returns how many."""
         return in_pool(self._clean)
 
+    def disk(self) -> tuple[int, int] | tuple[None, None]:
+        """Free and total bytes of the disk they are on, for this user; None where that cannot be told."""
+        try:
+            usage = in_pool(shutil.disk_usage, self.root)
+        except OSError:
+            return None, None
+        return usage.free, usage.total
+
     def put_away(self, path: Path, failed: bool) -> None:
         """Remove a workspace, or rename and keep it. Blocking."""
         if failed and self._keep_failed:

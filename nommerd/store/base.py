@@ -12,12 +12,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import TypeAdapter
+from pydantic import BeforeValidator, TypeAdapter
 
 from nommerd.errors import InfrastructureError
-from nommerd.job import Job, JobState, Key, Owner, Sweep, new_id, utcnow
+from nommerd.job import DEFAULT_PROJECT, Job, JobState, Key, Owner, Sweep, new_id, utcnow
 from nommerd.lifecycle import Change
 
 RECIPE_GRACE_SECONDS = 3600.0
@@ -82,18 +82,30 @@ class JobPage:
     next: str | None
 
 
+def _held(value: object) -> object:
+    """A held job as earlier versions wrote it, by its id alone: there was one project."""
+    return (DEFAULT_PROJECT, value) if isinstance(value, str) else value
+
+
+_Held = Annotated[Key, BeforeValidator(_held)]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerRecord:
-    """A worker's heartbeat."""
+    """A worker's heartbeat. What has a default was not in the records of earlier versions."""
 
     name: str
     node: str
     state: str  # ACTIVE, DRAINING or TERMINATED
     slots: int
-    active: tuple[str, ...]  # ids of the jobs in its slots
+    active: tuple[_Held, ...]  # the jobs in its slots
     version: str
     encoders: tuple[str, ...]
     reported: datetime
+    started: datetime | None = None
+    heartbeat_seconds: float = 60.0  # between its reports
+    disk_free_bytes: int | None = None  # where its workspaces are
+    disk_total_bytes: int | None = None
 
     def encode(self) -> str:
         return _WORKER.dump_json(self).decode()

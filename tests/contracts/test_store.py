@@ -534,12 +534,19 @@ class TestRecipesWorkersLeader:
 
     def test_a_heartbeat_replaces_the_one_before_and_workers_come_by_name(self, store: Store) -> None:
         def beat(name: str, state: str) -> WorkerRecord:
-            return WorkerRecord(name=name, node="n", state=state, slots=2, active=("a", "b"), version="1",
+            return WorkerRecord(name=name, node="n", state=state, slots=2, active=(Key("default", "a"), Key("p", "b")), version="1",
                                 encoders=("libx264",), reported=NOON)
 
         for name, state in (("w2", "ACTIVE"), ("w1", "ACTIVE"), ("w2", "DRAINING")):
             store.put_worker(beat(name, state))
         assert list(store.workers()) == [beat("w1", "ACTIVE"), beat("w2", "DRAINING")]
+
+    def test_all_that_a_heartbeat_says_comes_back(self, store: Store) -> None:
+        record = WorkerRecord(name="w", node="n", state="ACTIVE", slots=2, active=(Key("p", "a"),), version="1",
+                              encoders=("libx264",), reported=NOON, started=NOON, heartbeat_seconds=0.5,
+                              disk_free_bytes=2**41, disk_total_bytes=2**42)
+        store.put_worker(record)
+        assert list(store.workers()) == [record]
 
     def test_a_deleted_heartbeat_is_gone_and_the_next_one_is_there_again(self, store: Store) -> None:
         def beat(name: str) -> WorkerRecord:

@@ -469,7 +469,7 @@ class TestRecipes:
 class TestWorkersAndLeader:
     def test_one_heartbeat_that_cannot_be_read_hides_no_other(self, store: SimpleStore, client: Any) -> None:
         for name in NASTY[:-4]:
-            store.put_worker(WorkerRecord(name=name, node="n", state="ACTIVE", slots=2, active=("a" * 64,) * 40, version="1",
+            store.put_worker(WorkerRecord(name=name, node="n", state="ACTIVE", slots=2, active=(Key("p" * 64, "a" * 64),) * 40, version="1",
                                           encoders=tuple(f"lib{number}" for number in range(400)), reported=NOON))
         client.put_attributes(DomainName=D, ItemName="worker/bad", Attributes=[{"Name": "worker", "Value": "=bad"}])
         with capture_logs() as lines:

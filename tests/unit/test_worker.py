@@ -582,9 +582,11 @@ def test_a_heartbeat_tells_what_the_worker_is_and_does(house: House) -> None:
     Act.act = staticmethod(until_stopped)
     house.start(slots=3, heartbeat_seconds=0.1)
     job = house.submit()
-    wait_until(lambda: any(record.active == (job.id,) for record in house.store.workers()), 10, "the job in the heartbeat")
+    wait_until(lambda: any(record.active == (job.key,) for record in house.store.workers()), 10, "the job in the heartbeat")
     (record,) = house.store.workers()
-    assert (record.name, record.state, record.slots) == ("w1", "ACTIVE", 3)
+    assert (record.name, record.state, record.slots, record.heartbeat_seconds) == ("w1", "ACTIVE", 3, 0.1)
+    assert record.started is not None and record.started <= record.reported
+    assert 0 < (record.disk_free_bytes or 0) <= (record.disk_total_bytes or 0)
     assert "libx264" in record.encoders
 
 

@@ -17,7 +17,7 @@ from nommerd.bus.base import BusUnavailable, Delivery
 from nommerd.errors import InfrastructureError
 from nommerd.fleet.metadata import Node, Notice
 from nommerd.fleet.node import Life
-from nommerd.job import JobState, utcnow
+from nommerd.job import JobState, Key, utcnow
 from nommerd.messages import JobMessage
 from nommerd.parting import LAST_RECEIVE_SECONDS
 from nommerd.pipeline.context import Context
@@ -259,8 +259,8 @@ def test_a_node_that_cannot_be_ended_works_again_and_tries_again_later(place: Pl
 
 
 def test_a_node_stays_while_another_worker_on_it_has_jobs(place: Place) -> None:
-    neighbour = WorkerRecord(name="other", node=ID, state="ACTIVE", slots=1, active=("job",), version="1", encoders=(),
-                             reported=utcnow())
+    neighbour = WorkerRecord(name="other", node=ID, state="ACTIVE", slots=1, active=(Key("default", "job"),), version="1",
+                             encoders=(), reported=utcnow())
     place.house.store.put_worker(neighbour)
     place.house.store.put_worker(replace(neighbour, name="elsewhere", node="i-00000000000000001"))
     place.start()
