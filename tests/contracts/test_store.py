@@ -534,8 +534,8 @@ class TestRecipesWorkersLeader:
 
     def test_a_heartbeat_replaces_the_one_before_and_workers_come_by_name(self, store: Store) -> None:
         def beat(name: str, state: str) -> WorkerRecord:
-            return WorkerRecord(name=name, node="n", state=state, slots=2, active=(Key("default", "a"), Key("p", "b")), version="1",
-                                encoders=("libx264",), reported=NOON)
+            return WorkerRecord(name=name, node="n", state=state, slots=2, active=(Key("default", "a"), Key("p", "b")),
+                                version="1", encoders=("libx264",), reported=NOON)
 
         for name, state in (("w2", "ACTIVE"), ("w1", "ACTIVE"), ("w2", "DRAINING")):
             store.put_worker(beat(name, state))
