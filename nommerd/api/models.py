@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from urllib.parse import parse_qsl
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, WrapValidator, model_validator
@@ -17,6 +17,8 @@ from nommerd.api.problems import Fault, Refusal, refuse
 from nommerd.job import DEFAULT_PROJECT, JobState
 from nommerd.secrets import split_uri
 from nommerd.store.base import JobQuery
+
+M = TypeVar("M", bound=BaseModel)
 
 URI_MAX = 2048
 NAME_MAX = 100
@@ -70,18 +72,20 @@ LabelValue = Annotated[str, Field(max_length=NAME_MAX), WrapValidator(_clean)]
 Scalar = Annotated[Any, BeforeValidator(_scalar)]
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """What the body of a request is made of."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
 
-class InputFile(_Strict):
+class InputFile(Strict):
     """A file beside the source: captions, a logo."""
 
     uri: Uri
     language: Name | None = None
 
 
-class Submission(_Strict):
+class Submission(Strict):
     """The body of POST /v1/jobs."""
 
     source: Uri
@@ -104,7 +108,6 @@ class Submission(_Strict):
         return self
 
 
-FIELDS = tuple(Submission.model_fields)
 _SENTENCES = {
     "missing": "is required",
     "string_too_short": "must not be empty",
@@ -118,22 +121,29 @@ _SENTENCES = {
 
 
 def submission(fields: Mapping[str, Any]) -> Submission:
-    """The validated body. Raises Refusal 422 with a fault for each thing wrong."""
+    """The validated body of POST /v1/jobs."""
+    return validated(Submission, fields)
+
+
+def validated(model: type[M], fields: Mapping[str, Any], place: str = "body") -> M:
+    """The fields as this model. Raises Refusal 422 with a fault for each thing wrong, its place below `place`."""
     try:
-        return Submission.model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
-        raise Refusal(422, [_fault(e) for e in error.errors(include_input=False, include_url=False)[:FAULTS_MAX]]) from None
+        faults = error.errors(include_input=False, include_url=False)[:FAULTS_MAX]
+        raise Refusal(422, [_fault(model, fault, place) for fault in faults]) from None
 
 
-def _fault(error: Mapping[str, Any]) -> Fault:
+def _fault(model: type[BaseModel], error: Mapping[str, Any], root: str) -> Fault:
     kind: str = error["type"]
     steps = [step for step in error["loc"] if step != "[key]"]
-    place = ".".join(["body", *(f"{shown(str(step))[1:-1]}" for step in steps)])
-    leaf = shown(str(steps[-1])) if steps else "The body"
+    place = ".".join([root, *(f"{shown(str(step))[1:-1]}" for step in steps)])
+    leaf = shown(str(steps[-1])) if steps else f"The {root}"
     if kind == "extra_forbidden":
-        near = get_close_matches(str(steps[-1]), FIELDS if len(steps) == 1 else InputFile.model_fields, n=1)
+        known = tuple(_model_at(model, steps[:-1]).model_fields)
+        near = get_close_matches(str(steps[-1]), known, n=1)
         return Fault(place, "request.unknown_field", f"There is no field {leaf}.",
-                     f"Did you mean {near[0]}?" if near else "Known: " + ", ".join(FIELDS) + "." if len(steps) == 1 else "")
+                     f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}.")
     if kind == "one_recipe":
         return Fault("body.preset", "request.invalid", error["msg"] + ".", "GET /v1/presets lists them.")
     if kind == "missing":
@@ -141,6 +151,21 @@ def _fault(error: Mapping[str, Any]) -> Fault:
     wrong = _SENTENCES.get(kind) or error["msg"].replace("Input should", "should").replace("String should", "should")
     code = "request.control_characters" if kind == "control_characters" else "request.invalid"
     return Fault(place, code, f"{leaf} {wrong}.")
+
+
+def _model_at(model: type[BaseModel], steps: Sequence[str | int]) -> type[BaseModel]:
+    """The model that describes what is found by these steps: names of fields, with indexes and keys between them."""
+    for step in steps:
+        field = model.model_fields.get(str(step))
+        model = (_model_in(field.annotation) if field is not None else None) or model
+    return model
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field's type is, or holds."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _model_in(part)) is not None), None)
 
 
 # --- queries -----------------------------------------------------------------------------------------------------
@@ -159,6 +184,20 @@ def query_pairs(text: str, known: frozenset[str]) -> list[tuple[str, str]]:
         if control_characters(value):
             raise refuse(422, f"query.{name}", "request.control_characters", f"{name} holds control characters.")
     return pairs
+
+
+def validated_query(model: type[M], text: str) -> M:
+    """The query string as this model, whose fields are read from text (it is not strict); a field that is a tuple may repeat.
+    Raises Refusal 422."""
+    found: dict[str, Any] = {}
+    for name, value in query_pairs(text, frozenset(model.model_fields)) if text else ():
+        if get_origin(model.model_fields[name].annotation) is tuple:
+            found.setdefault(name, []).append(value)
+        elif name in found:
+            raise refuse(422, f"query.{name}", "request.invalid", f"{name} stands twice.")
+        else:
+            found[name] = value
+    return validated(model, found, "query")
 
 
 LIST_NAMES = frozenset({"state", "label", "preset", "error_code", "since", "cursor", "limit"})
