@@ -20,11 +20,13 @@ from nommerd.api.app import create_app
 from nommerd.api.auth import EVERYBODY, Gate, Hosts, Networks
 from nommerd.api.job_routes import job_routes
 from nommerd.api.jobs import Jobs
+from nommerd.api.media import media_routes
 from nommerd.api.original import Original, check_nommers
 from nommerd.api.pages import page_routes
 from nommerd.api.recipes import Recipes
 from nommerd.api.route import Route
 from nommerd.api.server import Server
+from nommerd.api.tokens import token_routes
 from nommerd.api.waiters import Waiters
 from nommerd.aws.clients import Clients
 from nommerd.bus import open_bus
@@ -36,7 +38,7 @@ from nommerd.errors import ConfigError, InfrastructureError, ManyErrors, Nommerd
 from nommerd.fleet.ec2 import Ec2
 from nommerd.fleet.manager import Fleet
 from nommerd.fleet.userdata import UserData
-from nommerd.job import Job, utcnow
+from nommerd.job import DEFAULT_PROJECT, Job, utcnow
 from nommerd.lease import Leadership, LeaseWatch, this_process
 from nommerd.messages import ChangeMessage
 from nommerd.net.egress import Egress
@@ -47,6 +49,7 @@ from nommerd.storage.base import StorageRegistry
 from nommerd.store import open_store
 from nommerd.store.base import Store
 from nommerd.sweeper import Sweeper
+from nommerd.tokens import Tokens
 from nommerd.watching import Submit, Watching
 from nommerd.webhook import deliver, load_or_make_secret
 
@@ -98,11 +101,17 @@ class Feeder:
         self.watching = watch(jobs.submit, lambda: self.leadership.leads) if watch is not None else None
         old = settings.api.original
         original = Original(jobs=replace(jobs, project=old.project), nommers=old.nommers) if old.enabled else None
-        gate = Gate(tokens, Hosts(settings.api.host, settings.api.hosts),
+        self.tokens = Tokens(store, (DEFAULT_PROJECT, old.project))
+        gate = Gate(tokens, Hosts(settings.api.host, settings.api.hosts), stored=self.tokens,
                     original=Networks(old.networks) if old.enabled else EVERYBODY,  # switched off, it is not there for anybody
                     project=old.project)
-        routes: list[Route] = [*job_routes(jobs), *page_routes(self._ready)]
-        self._server = Server(settings.api.host, settings.api.port, create_app(routes, gate, original))
+        self.routes: list[Route] = [
+            *job_routes(jobs),
+            *token_routes(self.tokens),
+            *media_routes(jobs),
+            *page_routes(self._ready),
+        ]
+        self._server = Server(settings.api.host, settings.api.port, create_app(self.routes, gate, original))
         self._next_retention = time.monotonic()
 
     # --- life ----------------------------------------------------------------------------------------------------

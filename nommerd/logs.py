@@ -47,6 +47,7 @@ _PATTERNS = (
     (re.compile(r"(?i)\b(bearer\s+)[\w.~+/=-]{6,}"), rf"\1{MASK}"),
     (re.compile(r"(?i)(authorization['\"]?\s*[:=]\s*['\"]?basic\s+)[\w+/=-]+"), rf"\1{MASK}"),
     (re.compile(r"\bwhsec_[\w+/=-]+"), MASK),
+    (re.compile(r"\bnommerd_[0-9A-Za-z]{36}\b"), MASK),  # API tokens: see nommerd.tokens
 )
 
 
