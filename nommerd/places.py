@@ -15,3 +15,17 @@ def default_data_dir(env: Mapping[str, str]) -> Path:
     home = env.get("XDG_DATA_HOME", "")
     base = Path(home) if home.startswith("/") else Path(env.get("HOME") or Path.home()) / ".local" / "share"
     return base / "nommerd"
+
+
+def shipped_conf() -> Path:
+    """Where nommerd's own presets and pipelines lie: in the installed package, else in the checkout beside it."""
+    package = Path(__file__).parent
+    inside = package / "conf"
+    return inside if inside.is_dir() else package.parent / "conf"
+
+
+def state_dir(env: Mapping[str, str]) -> Path:
+    """XDG_STATE_HOME/nommerd, else ~/.local/state/nommerd: what client commands remember."""
+    home = env.get("XDG_STATE_HOME", "")
+    base = Path(home) if home.startswith("/") else Path(env.get("HOME") or Path.home()) / ".local" / "state"
+    return base / "nommerd"

@@ -8,11 +8,12 @@ import os
 import signal
 import sys
 from importlib import import_module
-from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from nommerd import __version__
+from nommerd.cli.options import Group, examples
 from nommerd.errors import ConfigError, ManyErrors, NommerdError, WorkStopped
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -24,7 +25,7 @@ COMMANDS = {  # name -> module of nommerd.cli that has it under that name, and i
     "up": ("up", "Feeder and workers in one terminal."),
     "encode": ("encode", "One pipeline, here and now, without any daemon."),
     "submit": ("submit", "Hand a job to a feeder."),
-    "jobs": ("jobs", "List, show, cancel and retry jobs."),
+    "jobs": ("jobs", "List, show, follow, cancel and retry jobs."),
     "presets": ("catalogs", "The presets known here."),
     "pipelines": ("catalogs", "The pipelines known here."),
     "config": ("configure", "Check and show the configuration; make a key."),
@@ -32,10 +33,19 @@ COMMANDS = {  # name -> module of nommerd.cli that has it under that name, and i
     "worker": ("daemons", "The daemon that encodes."),
     "wipe": ("wipe", "Delete every job and empty both queues."),
     "aws": ("aws", "Make what an AWS account needs, watch buckets, take it down."),
+    "completion": ("completion", "Completion of commands and options for a shell."),
+}
+
+SECTIONS = {  # what one wants -> the commands for it, in this order; what stands nowhere comes last, under "Operate"
+    "Try it": ("demo", "up", "encode"),
+    "Jobs": ("submit", "jobs", "watch", "explain", "stats"),
+    "Recipes": ("presets", "pipelines"),
+    "Run it": ("feeder", "worker", "config", "doctor", "completion"),
+    "Operate": ("workers", "pause", "resume", "tokens", "webhooks", "backup", "restore", "wipe", "aws"),
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """Knows its commands by name; imports one when it is needed."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -48,24 +58,36 @@ class LazyGroup(click.Group):
         command: click.Command = getattr(module, cmd_name)
         return command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        try:
-            return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            raise click.UsageError(f"{error.message} There are: {', '.join(COMMANDS)}.", ctx) from None
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """From the table alone: a shell waits for it."""
+        named = [CompletionItem(name, help=line) for name, (_, line) in COMMANDS.items() if name.startswith(incomplete)]
+        return named + click.Command.shell_complete(self, ctx, incomplete)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+        width = max(map(len, COMMANDS))
+        for title, names in sections().items():
+            with formatter.section(title):
+                formatter.write_dl([(f"{name:<{width}}", COMMANDS[name][1]) for name in names])
 
 
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def sections() -> dict[str, list[str]]:
+    """The commands there are, by what one wants."""
+    found = {title: [name for name in names if name in COMMANDS] for title, names in SECTIONS.items()}
+    told = {name for names in found.values() for name in names}
+    found["Operate"] += [name for name in COMMANDS if name not in told]
+    return found
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]},
+               epilog=examples("nommerd demo", "nommerd encode holiday.mov small.mp4 -p web-480p",
+                               "nommerd submit holiday.mov small.mp4 -p web-720p --wait"))
 @click.version_option(__version__, message="nommerd %(version)s")
 def cli() -> None:
     """nommerd: a self-hosted media encoder.
 
     Begin with `nommerd demo`, then `nommerd up`. Client commands take --url and --token (or NOMMERD_URL and
-    NOMMERD_TOKEN). Exit codes: 0 done, 1 the job or its input failed, 2 usage or configuration.
+    NOMMERD_TOKEN). Exit codes: 0 done, 1 the job or its input failed, 2 usage or configuration. Each command has its
+    own --help, with examples.
     """
 
 

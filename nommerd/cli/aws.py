@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nommerd.cli.options import config_option, json_option, pairs
+from nommerd.cli.options import Group, complete_presets, config_option, examples, json_option, pairs
 from nommerd.cli.output import ProgressLine, print_json, table
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 DIFFERS_EXIT = 2  # something is there that is not as it should be, and was left alone
 
 
-@click.group()
+@click.group(cls=Group)
 def aws() -> None:
     """Make what an AWS account needs, watch buckets, and take it all down again."""
 
@@ -32,7 +32,8 @@ def aws() -> None:
 # --- setup and teardown ------------------------------------------------------------------------------------------------
 
 
-@aws.command()
+@aws.command(epilog=examples("nommerd aws setup --dry-run", "nommerd aws setup -c nommerd.yaml --buckets",
+                             "nommerd aws setup --cloudformation > nommerd.json"))
 @config_option
 @click.option("--dry-run", is_flag=True, help="Print everything that would be made, and call nothing.")
 @click.option("--cloudformation", is_flag=True, help="Print the same as one CloudFormation template (JSON), and call nothing.")
@@ -53,7 +54,7 @@ def setup(*, config_file: Path | None, dry_run: bool, cloudformation: bool, buck
     return DIFFERS_EXIT if any(one.status == "differs" for one in done) else 0
 
 
-@aws.command()
+@aws.command(epilog=examples("nommerd aws teardown", "nommerd aws teardown -c nommerd.yaml --yes --json"))
 @config_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -183,9 +184,10 @@ def _described(plan: Plan) -> list[str]:
 # --- watch -------------------------------------------------------------------------------------------------------------
 
 
-@aws.command()
+@aws.command(epilog=examples("nommerd aws watch s3://incoming/uploads/ -p web-720p --dest s3://media/web/ --suffix .mov",
+                             "nommerd aws watch --list", "nommerd aws watch --remove incoming-uploads"))
 @click.argument("source", required=False)
-@click.option("-p", "--preset", help="Preset, by name.")
+@click.option("-p", "--preset", help="Preset, by name.", shell_complete=complete_presets)
 @click.option("--dest", help="s3://BUCKET/PREFIX/ under which outputs go (default: the one entry of storage.s3_write).")
 @click.option("--suffix", default="", help="Only objects whose keys end so: .mov")
 @click.option("--set", "params", multiple=True, metavar="K=V", help="A param of the pipeline. May repeat.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nommerd.cli.options import config_option, json_option
+from nommerd.cli.options import Group, config_option, examples, json_option
 from nommerd.cli.output import print_json
 from nommerd.errors import ManyErrors, NommerdError
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from nommerd.config import Settings
 
 
-@click.group()
+@click.group(cls=Group)
 def config() -> None:
     """Check and show the configuration; make a key."""
 
@@ -44,7 +44,8 @@ def load_all(config_file: Path | None) -> tuple[Settings, Catalog, list[NommerdE
     return settings, catalog, [*faults, *catalog.errors]
 
 
-@config.command(short_help="Read everything and tell each fault with its place.")
+@config.command(short_help="Read everything and tell each fault with its place.",
+                epilog=examples("nommerd config check", "nommerd config check -c nommerd.yaml --json"))
 @config_option
 @json_option
 def check(config_file: Path | None, as_json: bool) -> None:
@@ -62,7 +63,7 @@ def check(config_file: Path | None, as_json: bool) -> None:
         print(f"ok: {file or 'no file, defaults'}, {len(names['pipelines'])} pipelines, {len(names['presets'])} presets")
 
 
-@config.command()
+@config.command(epilog=examples("nommerd config show", "nommerd config show -c nommerd.yaml --json"))
 @config_option
 @json_option
 def show(config_file: Path | None, as_json: bool) -> None:
@@ -100,7 +101,7 @@ def _yaml(values: dict[str, Any], indent: str = "") -> list[str]:
     return lines
 
 
-@config.command()
+@config.command(epilog=examples("nommerd config keygen"))
 @json_option
 def keygen(as_json: bool) -> None:
     """A new key for secrets.keys. Put it first and keep the old ones, so that what they encrypted can still be read."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from nommerd.cli.options import config_option
+from nommerd.cli.options import Command, config_option, examples
 
 if TYPE_CHECKING:
     from nommerd.config import Settings
@@ -51,7 +51,7 @@ def _keep_secret(settings: Settings) -> None:
     logs.register(*settings.secrets.keys, *(s for s in (settings.webhooks.secret, settings.aws.secret_access_key) if s))
 
 
-@click.command()
+@click.command(cls=Command, epilog=examples("nommerd feeder", "nommerd feeder -c /etc/nommerd/nommerd.yaml --log json"))
 @daemon_options
 def feeder(config_file: Path | None, log_style: str, log_level: str, parent: int | None) -> int:
     """Take jobs over HTTP, keep their state, and tell applications when their media is ready."""
@@ -62,7 +62,8 @@ def feeder(config_file: Path | None, log_style: str, log_level: str, parent: int
     return main(settings)
 
 
-@click.command()
+@click.command(cls=Command, epilog=examples(
+    "nommerd worker --local", "nommerd worker --local --name encoder-2 -c nommerd.yaml --log text"))
 @click.option("--local", is_flag=True, help="This is no EC2 node: ask no metadata service, and never end this machine.")
 @click.option("--boot", "boot_file", type=click.Path(path_type=Path), metavar="FILE",
               help="Fetch the configuration that this file pins; a node's user-data writes it.")

@@ -20,7 +20,7 @@ import click
 
 from nommerd.cli.client import Client
 from nommerd.cli.follow import Follower, follow
-from nommerd.cli.options import json_option
+from nommerd.cli.options import Command, examples, json_option
 from nommerd.cli.output import ProgressLine, print_json, problem_lines
 from nommerd.cli.supervisor import Supervisor
 from nommerd.errors import EncoderError, InfrastructureError, InputError, NommerdError, Stop
@@ -38,7 +38,7 @@ TOLERANCE_SECONDS = 0.5
 LOG_LINES = 40
 
 
-@click.command()
+@click.command(cls=Command, epilog=examples("nommerd demo", "nommerd demo holiday.mov -o results", "nommerd demo --json"))
 @click.argument("media", required=False, type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path, file_okay=False), default=Path("demo-output"),
               show_default=True, help="Folder for the result; nothing in it is overwritten.")

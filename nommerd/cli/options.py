@@ -3,14 +3,131 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from nommerd.errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+if TYPE_CHECKING:
+    TextType = click.ParamType[str]
+    NumberType = click.ParamType[float]
+else:
+    TextType = NumberType = click.ParamType  # no generic before click 8.5
+
+STATES = ("PENDING", "DOWNLOADING", "ENCODING", "UPLOADING", "WAITING", "FINISHED", "ERROR", "ABANDONED", "CANCELLED")
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+GENERAL = frozenset({"config_file", "url", "token", "as_json"})  # options that say nothing about the work itself
+
+
+def examples(*lines: str) -> str:
+    """The epilog of a command: command lines to copy, one a line. `click.command(epilog=examples(...))`."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+class _Epilog(click.Command):
+    """Its examples stand in a section of their own, like everything else in its help."""
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self.epilog:
+            formatter.write("\n" + self.epilog.removeprefix("\b\n") + "\n")
+
+
+class Command(_Epilog):
+    """A command whose help tells the options of its work apart from those that most commands have."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        own: list[tuple[str, str]] = []
+        general: list[tuple[str, str]] = []
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                (general if param.name in GENERAL or "--help" in param.opts else own).append(record)
+        for title, records in (("Options", own), ("General options" if own else "Options", general)):
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+
+
+class Group(_Epilog, click.Group):
+    """A group of such commands. What is no command of it is told with what may have been meant."""
+
+    command_class = Command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(unknown_command(args[0], self.list_commands(ctx)) if args else error.message, ctx) from None
+
+
+Group.group_class = Group
+
+
+def unknown_command(given: str, known: list[str]) -> str:
+    """What to say of a name that is no command."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(given, known, n=3, cutoff=0.5)
+    meant = f"Did you mean {' or '.join(near)}? " if near else ""
+    return f"No such command '{printable(given)}'. {meant}There are: {', '.join(known)}."
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal would take for a command: control characters and broken encodings as escapes."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+class Since(TextType):
+    """A time: so long ago (90s, 15m, 2h, 3d, 1w), or a date or time as ISO 8601 has it; without a zone it is local time.
+    Becomes ISO 8601 in UTC, ending in Z."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        text = str(value).strip()
+        try:
+            at = datetime.now(UTC) - timedelta(seconds=seconds(text)) if text[-1:] in UNITS else datetime.fromisoformat(text)
+            return at.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        except (ValueError, OverflowError):
+            self.fail(f"{text!r} is no time. Write how long ago (90s, 15m, 2h, 3d, 1w) or 2026-01-31T09:00.", param, ctx)
+
+
+class Duration(NumberType):
+    """A length of time, as seconds: 2, 2s, 1.5m, 1h."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            return seconds(str(value)) if not isinstance(value, int | float) else float(value)
+        except ValueError:
+            self.fail(f"{value!r} is no duration. Write 2s, 1.5m or 1h.", param, ctx)
+
+
+def seconds(text: str) -> float:
+    """`90s`, `1.5h` or plain seconds. ValueError for anything else, and below zero."""
+    unit = UNITS.get(text[-1:], 0)
+    number = float(text[:-1] if unit else text)
+    if not 0 <= number * (unit or 1) < 1e11:
+        raise ValueError(text)
+    return number * (unit or 1)
+
+
+def complete_presets(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """The names of the shipped presets, for shells: quick, and without a feeder."""
+    from nommerd.places import shipped_conf
+
+    names = sorted(path.stem for path in (shipped_conf() / "presets").glob("*.yaml"))
+    return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 config_option = click.option("-c", "--config", "config_file", type=click.Path(path_type=Path),
@@ -27,7 +144,8 @@ def client_options(function: F) -> F:
 def job_options(pipeline_help: str) -> Callable[[F], F]:
     """What describes a job, for `encode` and `submit` alike."""
     described = (
-        click.argument("source"), click.argument("dest"), click.option("-p", "--preset", help="Preset, by name."),
+        click.argument("source"), click.argument("dest"),
+        click.option("-p", "--preset", help="Preset, by name.", shell_complete=complete_presets),
         click.option("--pipeline", help=pipeline_help),
         click.option("--set", "params", multiple=True, metavar="K=V", help="A param of the pipeline. May repeat."),
         click.option("--input", "inputs", multiple=True, metavar="NAME=URI", help="A further input. May repeat."),

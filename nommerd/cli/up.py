@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nommerd.cli.options import config_option
+from nommerd.cli.options import Command, config_option, examples
 from nommerd.cli.supervisor import Child, Supervisor
 from nommerd.errors import ConfigError
 from nommerd.places import DEFAULT_URL, TOKEN_NAME, default_data_dir
@@ -30,7 +30,7 @@ READY_SECONDS = 60.0
 PREFIX_COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 
 
-@click.command()
+@click.command(cls=Command, epilog=examples("nommerd up", "nommerd up -c nommerd.yaml --workers 2"))
 @config_option
 @click.option("--workers", type=click.IntRange(1, 64), default=1, show_default=True, help="How many worker processes.")
 def up(config_file: Path | None, workers: int) -> int:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import click
 
 from nommerd.cli.app import DONE, FAILED
-from nommerd.cli.options import config_option, json_option
+from nommerd.cli.options import Command, config_option, examples, json_option
 from nommerd.cli.output import print_json
 from nommerd.errors import ConfigError
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from nommerd.store.base import Store
 
 
-@click.command()
+@click.command(cls=Command, epilog=examples("nommerd wipe", "nommerd wipe -c /etc/nommerd/nommerd.yaml --yes --json"))
 @config_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
