@@ -12,6 +12,8 @@ from pathlib import Path
 from nommerd import lifecycle, logs
 from nommerd.errors import CancelRequested, Fenced, InfrastructureError, NommerdError, Problem, ShuttingDown, Stop, WorkStopped
 from nommerd.job import Job, Output, Owner
+from nommerd.joblog import LogKeeper
+from nommerd.journal import Journal
 from nommerd.lifecycle import Change
 from nommerd.media.binaries import Binaries
 from nommerd.pipeline.context import Context, Recorder, Task
@@ -71,14 +73,27 @@ class Tools:
     workspaces: Workspaces
     threads: int = 0
     stall_seconds: float = field(default=120.0)
+    keep_days: float = 30.0  # for the logs of attempts
 
 
 def attempt(job: Job, tools: Tools, stop: Stop, recorder: Recorder) -> Verdict:
-    """Run a claimed job's pipeline, unless it may only adopt. Never raises an Exception; the workspace is gone when it
-    returns."""
+    """Run a claimed job's pipeline, unless it may only adopt, and keep a log of it. Never raises an Exception; the workspace
+    is gone when it returns."""
+    journal = Journal(job.token, job.owner.worker if job.owner else "", job.owner.node if job.owner else "")
+    keeper = LogKeeper(tools.store, job.key, job.token, journal.text, tools.keep_days)
+    journal.on_save = keeper.save
     context = Context(task=Task(job_id=job.id, token=job.token, attempt=job.attempts_charged, source="", dest=""),
                       workspace=Path(), binaries=tools.binaries, storage=tools.storage, stop=stop, recorder=recorder,
-                      threads=tools.threads, stall_seconds=tools.stall_seconds)
+                      threads=tools.threads, stall_seconds=tools.stall_seconds, journal=journal)
+    try:
+        verdict = _attempt(job, tools, context)
+        journal.close(verdict.outcome.name.lower(), context.outputs)
+        return verdict
+    finally:
+        keeper.finish()
+
+
+def _attempt(job: Job, tools: Tools, context: Context) -> Verdict:
     try:
         stages = build_stages(_recipe(job, tools.store), tools.stages)
         context.task = make_task(job, tools.keyring)

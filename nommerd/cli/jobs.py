@@ -116,3 +116,15 @@ def cancel(job_ids: tuple[str, ...], *, url: str | None, token: str | None, as_j
 def retry(job_ids: tuple[str, ...], *, url: str | None, token: str | None, as_json: bool) -> None:
     """Run ERROR, ABANDONED or CANCELLED jobs again from the beginning, with the same recipe."""
     _act("retry", job_ids, url, token, as_json)
+
+
+@jobs.command("log", short_help="What each attempt at a job ran.")
+@click.argument("job_id", metavar="ID")
+@client_options
+@json_option
+def log(job_id: str, *, url: str | None, token: str | None, as_json: bool) -> None:
+    """The commands of each attempt at a job, ready to be copied, what they said, and what source and outputs are. Needs a
+    token with the scope `operate`."""
+    from nommerd.cli.joblog import show_log
+
+    show_log(job_id, url=url, token=token, as_json=as_json)

@@ -17,8 +17,9 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, Thread
@@ -66,6 +67,20 @@ class Exit:
     def ok(self) -> bool:
         """It ended by itself, with code 0."""
         return self.code == 0 and not (self.stalled or self.timed_out or self.stopped or self.flooded)
+
+
+Ended = Callable[[Exit | None], None]  # told of a program's end; None: it could not be started
+_observer: ContextVar[Callable[[Sequence[str]], Ended] | None] = ContextVar("_observer", default=None)
+
+
+@contextmanager
+def observed(observer: Callable[[Sequence[str]], Ended]) -> Iterator[None]:
+    """Inside the block `observer` is told of every program that this greenlet starts, and of its end. It must not raise."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
 
 
 def run(argv: Sequence[str], *, cwd: Path, stop: Stop, on_line: OnLine | None = None, stall_seconds: float | None,
@@ -205,13 +220,25 @@ def _supervise(child: _Child, stop: Stop, watch: Watch, out: Sink) -> Exit:
     """Start the child and see it to its end, whoever decides on that."""
     if stop.is_set():
         return Exit(stopped=True)
+    observer = _observer.get()
+    ended = observer(child.argv) if observer is not None else None
+    exit: Exit | None = None
+    try:
+        exit = _until_buried(child, stop, watch, out)
+    finally:
+        if ended is not None:
+            ended(exit)
+    if out.error is not None:
+        raise out.error
+    return exit
+
+
+def _until_buried(child: _Child, stop: Stop, watch: Watch, out: Sink) -> Exit:
     try:
         child.start()
         why = _until_ended(child, stop, watch, out)
     finally:
         child.bury()
-    if out.error is not None:
-        raise out.error
     return child.exit(why or (Why.FLOODED if out.flooded else None))
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from nommerd.errors import Problem, Stop
 from nommerd.job import JobState, Output, Staged
+from nommerd.journal import Journal
 
 if TYPE_CHECKING:
     from nommerd.media.binaries import Binaries
@@ -84,6 +85,7 @@ class Context:
     warnings: list[Problem] = field(default_factory=list)
     outputs: list[Output] = field(default_factory=list)
     stage_id: str = ""  # the stage that runs
+    journal: Journal = field(default_factory=Journal)  # what operators see of the attempt
     last_media: str = SOURCE  # id of the newest media stage's file
     on_progress: Callable[[float, float | None], None] = lambda fraction, eta_seconds: None
 

@@ -26,6 +26,7 @@ def run_command(context: Context, command: Command, input_path: Path, *, part: t
     retryable), encoder.failed; InfrastructureError node.disk_full. Damage that ffmpeg got over is a warning.
     """
     watch = _Watch(context, command, *part)
+    context.journal.save()
     ended = run(command.argv, cwd=context.workspace, stop=context.stop, on_line=watch.line,
                 stall_seconds=context.stall_seconds, stderr_bytes=outcome.STDERR_BYTES)
     context.stop.check()

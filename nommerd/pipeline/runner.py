@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 from nommerd.errors import InfrastructureError, NommerdError, Problem, at_stage
 from nommerd.job import JobState
+from nommerd.media.process import observed
 from nommerd.pipeline.adoption import adopt
-from nommerd.pipeline.context import Context
+from nommerd.pipeline.context import SOURCE, Context
 from nommerd.pipeline.stage import Stage
 from nommerd.pipeline.stages.notify import Notify
 from nommerd.pipeline.stages.upload import Upload
@@ -29,13 +30,27 @@ def run_pipeline(stages: Sequence[Stage], context: Context) -> None:
     """
     if adopt_outputs(stages, context):
         return
-    steps = _plan(stages)
+    steps = plan(stages)
     bar = _Bar(context, steps)
-    for step in steps:
-        context.stop.check()
-        bar.begin(step)
-        step.run(context)
+    context.journal.workspace = context.workspace
+    with observed(context.journal.program):
+        for step in steps:
+            context.stop.check()
+            bar.begin(step)
+            _run_noted(step, context)
     context.stop.check()
+
+
+def _run_noted(step: Step, context: Context) -> None:
+    """Run the step, and let the journal know what it was and what the source turned out to be."""
+    context.journal.begin(step.id)
+    try:
+        step.run(context)
+    finally:
+        context.journal.end()
+        source = context.files.get(SOURCE)
+        if context.journal.source is None and source is not None and source.probe is not None:
+            context.journal.source = source.probe.summary()
 
 
 def adopt_outputs(stages: Sequence[Stage], context: Context) -> bool:
@@ -63,19 +78,22 @@ def _publishes_once(stages: Sequence[Stage]) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class _Step:
+class Step:
+    """One step of a run: a stage, or the verification before an upload."""
+
     id: str
     state: JobState | None
     weight: float
     run: Callable[[Context], None]
 
 
-def _plan(stages: Sequence[Stage]) -> list[_Step]:
-    steps: list[_Step] = []
+def plan(stages: Sequence[Stage]) -> list[Step]:
+    """What is run, in order: every upload is preceded by a verification."""
+    steps: list[Step] = []
     for stage in stages:
         if isinstance(stage, Upload):
-            steps.append(_Step(VERIFY_ID, None, VERIFY_WEIGHT, _verify))
-        steps.append(_Step(stage.id, stage.state, stage.weight, stage.run))
+            steps.append(Step(VERIFY_ID, None, VERIFY_WEIGHT, _verify))
+        steps.append(Step(stage.id, stage.state, stage.weight, stage.run))
     return steps
 
 
@@ -87,17 +105,17 @@ def _verify(context: Context) -> None:
 class _Bar:
     """One progress bar over all steps: each its share by weight, never going back."""
 
-    def __init__(self, context: Context, steps: Sequence[_Step]) -> None:
+    def __init__(self, context: Context, steps: Sequence[Step]) -> None:
         self._context = context
         self._total = sum(step.weight for step in steps) or 1.0
         self._done = 0.0  # weight of finished steps
-        self._step: _Step | None = None
+        self._step: Step | None = None
         self._state: JobState | None = None
         self._begun = 0.0
         self._overall = 0.0
         context.on_progress = self.progress
 
-    def begin(self, step: _Step) -> None:
+    def begin(self, step: Step) -> None:
         """The step before is over. Steps without a state keep the last one, and are told with the next news."""
         if self._step is not None:
             self._done += self._step.weight
