@@ -17,7 +17,7 @@ from gevent.pool import Pool
 from nommerd import lifecycle, logs
 from nommerd.api.view import webhook_form, webhook_json
 from nommerd.errors import ConfigError, InfrastructureError
-from nommerd.job import Event, Job, Key, utcnow
+from nommerd.job import Delivery, Event, Job, Key, utcnow
 from nommerd.secrets import Keyring
 from nommerd.store.base import Store, UnknownJob
 from nommerd.webhook import FORM, JSON, Reply, message_id, next_try
@@ -25,7 +25,8 @@ from nommerd.webhook import FORM, JSON, Reply, message_id, next_try
 AT_ONCE = 64
 RECEIVER_AT_ONCE = 48  # of them to one receiver: one that hangs must not hold up the others
 PAGE = 200  # due jobs looked through in one go
-Deliver = Callable[[str, str, bytes, str, datetime], Reply]  # url, message id, body and its content type, now
+WHY_MAX = 80  # characters of a failure's reason that a record keeps
+Deliver = Callable[[str, str, str, bytes, str], Reply]  # project, url, message id, body and its content type
 
 
 class Deliveries:
@@ -110,21 +111,22 @@ class Deliveries:
             event = job.due_events[0]
             reply = self._post(job, event)
             now = utcnow()
+            tried = Delivery(seq=event.seq, at=now, status=reply.status, why=reply.why[:WHY_MAX])
             if reply.accepted:
                 logs.get().info("webhook.accepted", job=key.id, seq=event.seq, state=event.state.value, status=reply.status)
-                job = self._store.update(key, lifecycle.events_accepted(event.seq))
+                job = self._store.update(key, lifecycle.events_accepted(event.seq, tried))
                 continue
             again = None if reply.gone else next_try(job.webhook.tries + 1, self._max_tries, reply.retry_after_seconds, now)
             logs.get().warning("webhook.refused", job=key.id, seq=event.seq, status=reply.status, why=reply.why,
                                next_at=again.isoformat() if again else None)
-            job = self._store.update(key, lifecycle.event_postponed(event.seq, again))
+            job = self._store.update(key, lifecycle.event_postponed(event.seq, again, tried))
 
     def _post(self, job: Job, event: Event) -> Reply:
         """What cannot even be sent waits for its next try like what was refused: else it would be the longest overdue for
         ever, and others would never have their turn."""
         try:
             body, kind = (webhook_form(job, event), FORM) if job.webhook.form else (_json(webhook_json(job, event)), JSON)
-            return self._deliver(self._url(job), message_id(job.id, event.seq), body, kind, utcnow())
+            return self._deliver(job.project, self._url(job), message_id(job.id, event.seq), body, kind)
         except ConfigError as error:
             return Reply(None, why=f"{error.code}: {error.message}")
         except Exception as error:

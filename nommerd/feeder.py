@@ -18,8 +18,10 @@ from gevent.pool import Pool
 from nommerd import logs, sqlite
 from nommerd.api.app import create_app
 from nommerd.api.auth import EVERYBODY, Gate, Hosts, Networks
+from nommerd.api.events import event_routes
 from nommerd.api.job_routes import job_routes
 from nommerd.api.jobs import Jobs
+from nommerd.api.log import log_routes
 from nommerd.api.media import media_routes
 from nommerd.api.original import Original, check_nommers
 from nommerd.api.pages import page_routes
@@ -28,6 +30,7 @@ from nommerd.api.route import Route
 from nommerd.api.server import Server
 from nommerd.api.tokens import token_routes
 from nommerd.api.waiters import Waiters
+from nommerd.api.webhooks import Webhooks, webhook_routes
 from nommerd.aws.clients import Clients
 from nommerd.bus import open_bus
 from nommerd.bus.base import Bus, Delivery
@@ -51,7 +54,8 @@ from nommerd.store.base import Store
 from nommerd.sweeper import Sweeper
 from nommerd.tokens import Tokens
 from nommerd.watching import Submit, Watching
-from nommerd.webhook import deliver, load_or_make_secret
+from nommerd.webhook import Reply, deliver, load_or_make_secret
+from nommerd.webhook_secrets import WebhookSecrets
 
 EXIT_CONFIG = 2
 STOP_SECONDS = 5.0  # for running requests, once asked to stop
@@ -87,11 +91,15 @@ class Feeder:
         self.leadership = Leadership(store, me, LEADER_LEASE_SECONDS)
         self.fleet = fleet(self.leadership) if fleet is not None else None
         self.sending = Sending(store, bus)
-        self.waiters = Waiters()
-        self.deliveries = Deliveries(
-            store, keyring,
-            lambda url, id, body, kind, at: deliver(egress, url, webhook_secret, id, body, at, content_type=kind),
-            max_tries=settings.webhooks.max_tries, leads=lambda: self.leadership.leads)
+        self.waiters = Waiters(store.look_seconds)
+        hook_secrets = WebhookSecrets(store, keyring, webhook_secret, file=settings.webhook_secret_file,
+                                      fixed=settings.webhooks.secret is not None)
+
+        def send(project: str, url: str, id: str, body: bytes, kind: str) -> Reply:
+            return deliver(egress, url, hook_secrets.of(project).at(utcnow()), id, body, utcnow(), content_type=kind)
+
+        self.deliveries = Deliveries(store, keyring, send, max_tries=settings.webhooks.max_tries,
+                                     leads=lambda: self.leadership.leads)
         self.sweeper = Sweeper(store, bus, self.sending, LeaseWatch(me=me), self.changed,
                                max_attempts=settings.worker.max_attempts,
                                abandon_after_seconds=settings.jobs.abandon_after_seconds)
@@ -107,6 +115,10 @@ class Feeder:
                     project=old.project)
         self.routes: list[Route] = [
             *job_routes(jobs),
+            *log_routes(store),
+            *event_routes(jobs, store, self.waiters),
+            *webhook_routes(Webhooks(store=store, secrets=hook_secrets, check=lambda url: egress.check(url, "webhook"),
+                                     send=send, kick=self.deliveries.kick)),
             *token_routes(self.tokens),
             *media_routes(jobs),
             *page_routes(self._ready),

@@ -19,6 +19,7 @@ RECORD_BYTES_MAX = 8 * 1024
 EVENTS_KEPT = 32
 ATTEMPTS_KEPT = 10
 WARNINGS_KEPT = 8
+DELIVERIES_KEPT = 8
 DEFAULT_PROJECT = "default"
 UNSENT_SECONDS = 5.0  # a record whose message is not known to be sent is looked at after this long
 RESEND_SECONDS = 60.0  # one whose message was sent, and that nobody claimed, after this long
@@ -147,6 +148,16 @@ class Output:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Delivery:
+    """One try to tell the receiver of an event."""
+
+    seq: int
+    at: datetime
+    status: int | None  # what it answered; None: nothing
+    why: str = ""  # why it counts as failed, in at most 80 characters; empty where it was accepted
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Webhook:
     """How far the receiver of `notify_url` has come: events after `accepted_seq` are still due."""
 
@@ -156,6 +167,7 @@ class Webhook:
     disabled: bool = False
     states: tuple[JobState, ...] | None = None  # which states are posted; None: each change
     form: bool = False  # as a form with the original system's three fields
+    deliveries: tuple[Delivery, ...] = ()  # the last DELIVERIES_KEPT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -306,6 +318,14 @@ class Job:
 _ADAPTER = TypeAdapter(Job)
 
 
+def _deliveries_shortened(job: Job) -> Job:
+    return replace(job, webhook=replace(job.webhook, deliveries=job.webhook.deliveries[-2:]))
+
+
+def _deliveries_dropped(job: Job) -> Job:
+    return replace(job, webhook=replace(job.webhook, deliveries=()))
+
+
 def _undue_events_dropped(job: Job) -> Job:
     return replace(job, events=job.due_events or job.events[-1:])
 
@@ -333,7 +353,8 @@ def _due_events_coalesced(job: Job) -> Job:
 
 
 _SHORTENINGS: tuple[Callable[[Job], Job], ...] = (
-    _undue_events_dropped, _attempts_shortened, _problems_clipped, _warnings_dropped, _probes_dropped, _due_events_coalesced)
+    _deliveries_shortened, _deliveries_dropped, _undue_events_dropped, _attempts_shortened, _problems_clipped,
+    _warnings_dropped, _probes_dropped, _due_events_coalesced)
 
 
 def _clipped(problem: Problem) -> Problem:

@@ -13,7 +13,19 @@ from datetime import datetime
 from typing import Any
 
 from nommerd.errors import Fenced, Problem
-from nommerd.job import ATTEMPTS_KEPT, WARNINGS_KEPT, Attempt, Job, JobState, Output, Owner, Staged
+from nommerd.job import (
+    ATTEMPTS_KEPT,
+    DELIVERIES_KEPT,
+    WARNINGS_KEPT,
+    Attempt,
+    Delivery,
+    Job,
+    JobState,
+    Output,
+    Owner,
+    Staged,
+    Webhook,
+)
 
 Change = Callable[[Job], Job]
 RETRYABLE_STATES = frozenset({JobState.ERROR, JobState.ABANDONED, JobState.CANCELLED})
@@ -231,27 +243,51 @@ def break_lease(lease_version: int, problem: Problem, max_attempts: int, at: dat
     return change
 
 
-def events_accepted(seq: int) -> Change:
-    """The receiver accepted every event up to this one."""
+def events_accepted(seq: int, delivery: Delivery | None = None) -> Change:
+    """The receiver accepted every event up to this one, by this delivery. Nothing where an earlier one is due (again)."""
 
     def change(job: Job) -> Job:
-        if job.webhook.accepted_seq >= seq:
+        if job.webhook.accepted_seq >= seq or _earlier_due(job, seq):
             return job
-        return replace(job, webhook=replace(job.webhook, accepted_seq=seq, tries=0, next_at=None))
+        return replace(job, webhook=replace(_delivered(job.webhook, delivery), accepted_seq=seq, tries=0, next_at=None))
 
     return change
 
 
-def event_postponed(seq: int, next_at: datetime | None) -> Change:
-    """A delivery failed: try again at `next_at`; None gives the receiver up."""
+def event_postponed(seq: int, next_at: datetime | None, delivery: Delivery | None = None) -> Change:
+    """This delivery failed: try again at `next_at`; None gives the receiver up. Nothing where an earlier event is due
+    (again)."""
 
     def change(job: Job) -> Job:
-        if job.webhook.accepted_seq >= seq:
+        if job.webhook.accepted_seq >= seq or _earlier_due(job, seq):
             return job
-        hook = replace(job.webhook, tries=job.webhook.tries + 1, next_at=next_at, disabled=next_at is None)
-        return replace(job, webhook=hook)
+        hook = _delivered(job.webhook, delivery)
+        return replace(job, webhook=replace(hook, tries=hook.tries + 1, next_at=next_at, disabled=next_at is None))
 
     return change
+
+
+def replay_events(after: int) -> Change:
+    """The events that the record still holds behind event `after` are due again, at once, also for a receiver that was given
+    up. What is due already stays due. Refused without a receiver."""
+
+    def change(job: Job) -> Job:
+        if job.notify_url is None:
+            raise Refused(job, "it has no notify_url")
+        hook = job.webhook
+        return replace(job, webhook=replace(hook, accepted_seq=min(hook.accepted_seq, after), tries=0, next_at=None,
+                                            disabled=False))
+
+    return change
+
+
+def _earlier_due(job: Job, seq: int) -> bool:
+    """Whether an event before this one is due: they were asked for again while this one was under way, and order counts."""
+    return any(event.seq < seq for event in job.due_events)
+
+
+def _delivered(hook: Webhook, delivery: Delivery | None) -> Webhook:
+    return hook if delivery is None else replace(hook, deliveries=(*hook.deliveries, delivery)[-DELIVERIES_KEPT:])
 
 
 def _owned(job: Job, owner: Owner) -> None:

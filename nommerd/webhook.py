@@ -6,7 +6,7 @@ Signed as Standard Webhooks says: webhook-id is `JOBID.SEQ` and stays over all t
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -55,18 +55,20 @@ def message_id(job_id: str, seq: int) -> str:
     return f"{job_id}.{seq}"
 
 
-def sign(secret: Secret, message_id: str, body: bytes, at: datetime) -> dict[str, str]:
-    """The three headers that prove a body is ours and fresh. `at` is timezone-aware."""
+def sign(secrets: Sequence[Secret], message_id: str, body: bytes, at: datetime) -> dict[str, str]:
+    """The three headers that prove a body is ours and fresh, with a signature under each secret: a receiver takes the one it
+    knows. `at` is timezone-aware."""
     at = at.astimezone(UTC)  # the library takes any time for UTC
-    signature = Webhook(secret.reveal()).sign(message_id, at, body.decode("utf-8"))
-    return {"webhook-id": message_id, "webhook-timestamp": str(int(at.timestamp())), "webhook-signature": signature}
+    text = body.decode("utf-8")
+    signatures = " ".join(Webhook(secret.reveal()).sign(message_id, at, text) for secret in secrets)
+    return {"webhook-id": message_id, "webhook-timestamp": str(int(at.timestamp())), "webhook-signature": signatures}
 
 
-def deliver(egress: Egress, url: str, secret: Secret, message_id: str, body: bytes, at: datetime, *,
+def deliver(egress: Egress, url: str, secrets: Sequence[Secret], message_id: str, body: bytes, at: datetime, *,
             content_type: str = JSON, total_seconds: float = TOTAL_SECONDS) -> Reply:
     """POST the event once, within `total_seconds`, reading at most REPLY_BYTES_MAX of the reply. Never raises for what
     a receiver or the network does."""
-    headers = {**sign(secret, message_id, body, at), "Content-Type": content_type}
+    headers = {**sign(secrets, message_id, body, at), "Content-Type": content_type}
     try:
         with watched(lambda: egress.post(url, body, "webhook", headers), None, total_seconds) as answer:
             _drain(answer)

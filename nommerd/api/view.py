@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from nommerd.errors import Problem
-from nommerd.job import Attempt, Event, Job, JobState, Output, Owner
+from nommerd.job import Attempt, Delivery, Event, Job, JobState, Output, Owner
 
 DETAILS_KEPT = 1000  # characters of an error, for the original system's receivers
 
@@ -43,8 +43,25 @@ def _event(event: Event) -> dict[str, Any]:
     return {"seq": event.seq, "state": event.state.value, "at": timestamp(event.at), "attempt": event.attempt}
 
 
+def _delivery(delivery: Delivery) -> dict[str, Any]:
+    return {"seq": delivery.seq, "at": timestamp(delivery.at), "status": delivery.status, "why": delivery.why}
+
+
+def _webhook(job: Job) -> dict[str, Any] | None:
+    if job.notify_url is None:
+        return None
+    hook = job.webhook
+    return {"accepted_seq": hook.accepted_seq, "tries": hook.tries, "next_at": _maybe(hook.next_at), "disabled": hook.disabled,
+            "deliveries": [_delivery(delivery) for delivery in hook.deliveries]}
+
+
 def job_json(job: Job) -> dict[str, Any]:
     """The job for answers; without credentials, for the record has none."""
+    return {**_public(job), "webhook": _webhook(job)}
+
+
+def _public(job: Job) -> dict[str, Any]:
+    """What receivers of webhooks are told, too."""
     return {
         "id": job.id,
         "state": job.state.value,
@@ -91,7 +108,7 @@ def _begun_by(attempt: Attempt, at: datetime) -> Attempt:
 
 def webhook_json(job: Job, event: Event) -> dict[str, Any]:
     """The payload that tells a receiver of one event; the same at every try of an event that is not the newest."""
-    return {"type": f"job.{event.state.value.lower()}", "timestamp": timestamp(event.at), "data": job_json(as_of(job, event))}
+    return {"type": f"job.{event.state.value.lower()}", "timestamp": timestamp(event.at), "data": _public(as_of(job, event))}
 
 
 def webhook_form(job: Job, event: Event) -> bytes:

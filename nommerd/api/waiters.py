@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from gevent.event import Event
 
@@ -14,12 +15,14 @@ WAITERS_MAX = 512  # more are answered at once: each holds a connection
 
 
 class Waiters:
-    """Who waits for which job."""
+    """Who waits for which job. `look_seconds` is how often the store may be asked: a waiter asks no more often unless a hint
+    wakes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, look_seconds: float = BACKSTOP_SECONDS) -> None:
         self._events: dict[Key, set[Event]] = {}
         self._count = 0
-        self._closed = False
+        self._backstop_seconds = max(look_seconds, BACKSTOP_SECONDS)
+        self.closed = False
 
     def wake(self, key: Key) -> None:
         """This job changed."""
@@ -28,34 +31,42 @@ class Waiters:
 
     def close(self) -> None:
         """Answer everyone now: this process stops."""
-        self._closed = True
+        self.closed = True
         for events in self._events.values():
             for event in events:
                 event.set()
+
+    @contextmanager
+    def listen(self, key: Key) -> Iterator[Event]:
+        """An event that is set by each hint at this job, and at the end of this process, for as long as the block runs."""
+        event = Event()
+        self._events.setdefault(key, set()).add(event)
+        try:
+            yield event
+        finally:
+            events = self._events[key]
+            events.discard(event)
+            if not events:
+                del self._events[key]
 
     def wait(self, read: Callable[[], Job], after: int | None, seconds: float) -> Job:
         """The job once its event_seq is beyond `after` (None: beyond what it is now), or as it is after `seconds`."""
         job = read()
         seen = job.event_seq if after is None else after
-        if job.event_seq > seen or seconds <= 0 or self._closed or self._count >= WAITERS_MAX:
+        if job.event_seq > seen or seconds <= 0 or self.closed or self._count >= WAITERS_MAX:
             return job
-        event = Event()
-        self._events.setdefault(job.key, set()).add(event)
         self._count += 1
         try:
-            return self._until(read, seen, time.monotonic() + seconds, event)
+            with self.listen(job.key) as event:
+                return self._until(read, seen, time.monotonic() + seconds, event)
         finally:
             self._count -= 1
-            events = self._events[job.key]
-            events.discard(event)
-            if not events:
-                del self._events[job.key]
 
     def _until(self, read: Callable[[], Job], seen: int, deadline: float, event: Event) -> Job:
         while True:
             event.clear()
             job = read()  # also the first time: it may have changed before we were listed
             left = deadline - time.monotonic()
-            if job.event_seq > seen or left <= 0 or self._closed:
+            if job.event_seq > seen or left <= 0 or self.closed:
                 return job
-            event.wait(min(left, BACKSTOP_SECONDS))
+            event.wait(min(left, self._backstop_seconds))

@@ -32,7 +32,7 @@ class Rig:
         self.answer = answer
         self.deliveries = Deliveries(self.store, self.keyring, self._deliver, max_tries=max_tries, leads=lambda: self.leads)
 
-    def _deliver(self, url: str, id: str, body: bytes, content_type: str, at: datetime) -> Reply:
+    def _deliver(self, project: str, url: str, id: str, body: bytes, content_type: str) -> Reply:
         assert content_type == "application/json"
         self.posts.append((url, id, json.loads(body)))
         return self.answer(id)

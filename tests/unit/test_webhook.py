@@ -32,7 +32,7 @@ def site() -> Iterator[Site]:
 
 def send(site: Site, path: str = "/hook", **options: float) -> Reply:
     egress = Egress(["127.0.0.0/8"], read_seconds=2.0)
-    return deliver(egress, site.url + path, SECRET, "j.3", BODY, datetime.now(UTC), **options)
+    return deliver(egress, site.url + path, [SECRET], "j.3", BODY, datetime.now(UTC), **options)
 
 
 def test_a_receiver_can_verify_what_it_gets(site: Site) -> None:
@@ -50,13 +50,13 @@ def test_a_receiver_can_verify_what_it_gets(site: Site) -> None:
 
 
 def test_a_signature_matches_the_standards_own_example() -> None:
-    headers = sign(SECRET, "msg_p5jXN8AQM9LWM0D4loKWxJek", b'{"test": 2432232314}', datetime.fromtimestamp(1614265330, UTC))
+    headers = sign([SECRET], "msg_p5jXN8AQM9LWM0D4loKWxJek", b'{"test": 2432232314}', datetime.fromtimestamp(1614265330, UTC))
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
 
 def test_the_time_of_another_zone_signs_the_same() -> None:
     there = NOW.astimezone(timezone(timedelta(hours=9)))
-    assert sign(SECRET, "j.1", BODY, there) == sign(SECRET, "j.1", BODY, NOW)
+    assert sign([SECRET], "j.1", BODY, there) == sign([SECRET], "j.1", BODY, NOW)
 
 
 @pytest.mark.parametrize(("code", "accepted", "gone"), [
@@ -107,11 +107,11 @@ def test_a_receiver_that_is_not_there_or_not_allowed_is_a_failure_like_others(si
 
     site.script["/hook?key=canary"] = [hang_up]
     assert send(site, "/hook?key=canary").why.startswith("webhook.unavailable")
-    forbidden = deliver(Egress(), site.url + "/hook?key=canary", SECRET, "j.1", BODY, NOW)
+    forbidden = deliver(Egress(), site.url + "/hook?key=canary", [SECRET], "j.1", BODY, NOW)
     assert (forbidden.status, forbidden.accepted) == (None, False)
     assert forbidden.why.startswith("webhook.forbidden_address")
     assert "canary" not in forbidden.why
-    assert deliver(Egress(), "ftp://h/", SECRET, "j.1", BODY, NOW).why.startswith("webhook.bad_uri")
+    assert deliver(Egress(), "ftp://h/", [SECRET], "j.1", BODY, NOW).why.startswith("webhook.bad_uri")
 
 
 def test_absurd_numbers_in_a_reply_do_not_make_a_delivery_fail_otherwise(site: Site) -> None:
@@ -162,7 +162,7 @@ def test_a_secret_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     secret = load_or_make_secret(path, None, True)
     assert path.stat().st_mode & 0o777 == 0o600
     assert load_or_make_secret(path, None, False).reveal() == secret.reveal()
-    sign(secret, "j.1", BODY, NOW)
+    sign([secret], "j.1", BODY, NOW)
     assert load_or_make_secret(tmp_path / "unused", SECRET, True) is SECRET
     assert not (tmp_path / "unused").exists()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta
+from datetime import timedelta
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -75,7 +75,7 @@ class Rig:
         self.answer = answer
         self.deliveries = Deliveries(self.store, self.keyring, self._deliver, max_tries=3, leads=lambda: True)
 
-    def _deliver(self, url: str, id: str, body: bytes, content_type: str, at: datetime) -> Reply:
+    def _deliver(self, project: str, url: str, id: str, body: bytes, content_type: str) -> Reply:
         assert content_type == FORM
         self.posts.append((url, id, body))
         return self.answer()
@@ -149,7 +149,7 @@ def site() -> Iterator[Site]:
 def test_a_call_is_a_signed_form_of_the_feeders(site: Site) -> None:
     egress = Egress(["127.0.0.0/8"], agent="nommerd-feeder")
     body = webhook_form(job(id="j1"), Event(seq=1, state=JobState.ENCODING, at=utcnow(), attempt=1))
-    assert deliver(egress, site.url + "/hook", SECRET, "j1.1", body, utcnow(), content_type=FORM).accepted
+    assert deliver(egress, site.url + "/hook", [SECRET], "j1.1", body, utcnow(), content_type=FORM).accepted
     [seen] = site.seen
     assert seen.body == body and seen.headers["Content-Type"] == "application/x-www-form-urlencoded"
     assert seen.headers["User-Agent"].startswith("nommerd-feeder/")
