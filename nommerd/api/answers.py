@@ -86,6 +86,25 @@ class EventAnswer(Shape):
     attempt: Sequence
 
 
+class DeliveryAnswer(Shape):
+    """One try to tell the receiver of an event."""
+
+    seq: Sequence
+    at: datetime
+    status: Annotated[int | None, Field(description="What it answered; null: nothing")]
+    why: Annotated[str, Field(description="Why it counts as failed; empty where it was accepted")]
+
+
+class JobWebhook(Shape):
+    """How far the receiver of notify_url has come."""
+
+    accepted_seq: Annotated[Sequence, Field(description="Events behind this one are due")]
+    tries: Annotated[Sequence, Field(description="Failed ones in a row")]
+    next_at: datetime | None
+    disabled: Annotated[bool, Field(description="It was given up; replay begins again")]
+    deliveries: Annotated[list[DeliveryAnswer], Field(description="The last ones, oldest first")]
+
+
 class JobAnswer(Shape):
     """A job."""
 
@@ -113,6 +132,7 @@ class JobAnswer(Shape):
     created: datetime
     updated: datetime
     finished: datetime | None
+    webhook: Annotated[JobWebhook | None, Field(description="Null without a notify_url")]
 
 
 class JobList(Shape):

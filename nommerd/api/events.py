@@ -56,6 +56,7 @@ def event_routes(jobs: Jobs, store: Store, waiters: Waiters) -> list[Route]:
 
     return [Route(method="GET", path="/v1/jobs/{id}/events", scope=Scope.READ, handle=events,
                   summary="Follow a job as server-sent events.", answers={200: None},
+                  produces=(EVENT_STREAM,),
                   headers={"Last-Event-ID": "The id of the last event seen: those behind it follow."})]
 
 

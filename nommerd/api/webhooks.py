@@ -7,13 +7,15 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field
+from pydantic import Field
 
 from nommerd import lifecycle, logs
 from nommerd.api.access import Scope
+from nommerd.api.answers import JobAnswer, Shape
 from nommerd.api.body import parse_object
 from nommerd.api.jobs import unknown
 from nommerd.api.models import EVENT_SEQ_MAX, Strict, Uri, validated
@@ -36,53 +38,48 @@ LOOKED_MAX = 5000  # due jobs, of all projects, looked through for one answer
 NEWEST = 100  # jobs looked through for receivers that were given up
 
 
-class TestRequest(Strict):
+class WebhookTest(Strict):
     """The body of POST /v1/webhooks/test."""
-
-    __test__ = False  # no test of pytest's
 
     url: Uri
 
 
-class ReplayRequest(Strict):
+class WebhookReplay(Strict):
     """The body of POST /v1/jobs/ID/webhooks/replay."""
 
     after: Annotated[int, Field(ge=0, le=EVENT_SEQ_MAX)] = 0
 
 
-class Receiver(BaseModel):
+class ReceiverAnswer(Shape):
     """A job whose receiver did not accept the last delivery, and why."""
 
     job: str
     host: str
     tries: int
-    next_at: str | None
+    next_at: datetime | None
     status: int | None
     why: str
 
 
-class SecretState(BaseModel):
-    """What is known of the secret without showing it: when it was made, until when an earlier one signs as well, and whether
-    it stands in the configuration (then it cannot be replaced here)."""
+class SecretState(Shape):
+    """What is known of the secret without showing it."""
 
-    made: str | None
-    previous_until: str | None
-    configured: bool
+    made: Annotated[datetime | None, Field(description="Null: by the operator, or before it was first replaced")]
+    previous_until: Annotated[datetime | None, Field(description="Until when an earlier one signs as well")]
+    configured: Annotated[bool, Field(description="It stands in the configuration, and cannot be replaced here")]
 
 
-class WebhooksAnswer(BaseModel):
-    """Jobs with events that are due, those whose receiver fails, and those that were given up among the newest jobs."""
+class WebhooksAnswer(Shape):
+    """Whose receivers are behind."""
 
-    due: int
-    failing: list[Receiver]
-    disabled: list[Receiver]
+    due: Annotated[int, Field(description="Jobs with events that no receiver has accepted yet")]
+    failing: Annotated[list[ReceiverAnswer], Field(description="Those of them whose last delivery failed")]
+    disabled: Annotated[list[ReceiverAnswer], Field(description="Those that were given up, among the newest jobs")]
     secret: SecretState
 
 
-class TestAnswer(BaseModel):
+class WebhookTested(Shape):
     """What a receiver did with a test event."""
-
-    __test__ = False
 
     accepted: bool
     status: int | None
@@ -90,11 +87,11 @@ class TestAnswer(BaseModel):
     why: str
 
 
-class SecretAnswer(BaseModel):
-    """The new secret, shown this once, and until when the one before signs as well."""
+class WebhookSecretMade(Shape):
+    """The new secret."""
 
-    secret: str
-    previous_until: str | None
+    secret: Annotated[str, Field(description="Shown this once")]
+    previous_until: Annotated[datetime | None, Field(description="Until when the one before signs as well")]
 
 
 @dataclass(slots=True)
@@ -144,7 +141,7 @@ class Webhooks:
 
     def test(self, project: str, fields: dict[str, Any]) -> dict[str, Any]:
         """What the receiver makes of one signed event, within a delivery's time."""
-        url = validated(TestRequest, fields).url
+        url = validated(WebhookTest, fields).url
         try:
             self.check(url)
         except NommerdError as error:
@@ -176,7 +173,7 @@ class Webhooks:
 
     def replay(self, project: str, job_id: str, fields: dict[str, Any]) -> Job:
         """The job, its events behind `after` due again."""
-        after = validated(ReplayRequest, fields).after
+        after = validated(WebhookReplay, fields).after
         try:
             job = self.store.update(Key(project, job_id), lifecycle.replay_events(after))
         except UnknownJob:
@@ -230,11 +227,11 @@ def webhook_routes(webhooks: Webhooks) -> list[Route]:
     return [
         Route(method="GET", path="/v1/webhooks", scope=Scope.OPERATE, handle=overview,
               summary="Show which receivers fail or were given up.", answers={200: WebhooksAnswer}),
-        Route(method="POST", path="/v1/webhooks/test", scope=Scope.OPERATE, handle=test, request=TestRequest,
-              summary="Send a signed test event to a receiver.", answers={200: TestAnswer}),
+        Route(method="POST", path="/v1/webhooks/test", scope=Scope.OPERATE, handle=test, request=WebhookTest,
+              summary="Send a signed test event to a receiver.", answers={200: WebhookTested}),
         Route(method="POST", path="/v1/webhooks/secret", scope=Scope.ADMIN, handle=rotate,
               summary="Replace the signing secret; the one before signs for a day more.",
-              answers={200: SecretAnswer, 409: None}),
-        Route(method="POST", path="/v1/jobs/{id}/webhooks/replay", scope=Scope.OPERATE, handle=replay, request=ReplayRequest,
-              summary="Send the events of a job again.", answers={202: None, 409: None}),
+              answers={200: WebhookSecretMade, 409: None}),
+        Route(method="POST", path="/v1/jobs/{id}/webhooks/replay", scope=Scope.OPERATE, handle=replay, request=WebhookReplay,
+              summary="Send the events of a job again.", answers={202: JobAnswer, 409: None}),
     ]
