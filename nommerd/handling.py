@@ -41,9 +41,11 @@ class Handling:
     """
 
     def __init__(self, tools: Tools, bus: Bus, me: Owner, stopping: Event, *, lease_seconds: float, max_attempts: int,
-                 embedded: bool, on_activity: Callable[[], None] = lambda: None) -> None:
-        """`on_activity` is called when a job begins, at each change of its state, and when it is settled."""
-        self._on_activity = on_activity
+                 embedded: bool, on_activity: Callable[[], None] = lambda: None,
+                 held: Callable[[], bool] = lambda: False) -> None:
+        """`on_activity` is called when a job begins, at each change of its state, and when it is settled. While `held`,
+        nothing is begun: messages go back."""
+        self._on_activity, self._held = on_activity, held
         self._tools, self._store, self._bus, self._me, self._stopping = tools, tools.store, bus, me, stopping
         self._lease_seconds, self._max_attempts, self._embedded = lease_seconds, max_attempts, embedded
         self._watch = LeaseWatch(me=me)
@@ -55,7 +57,7 @@ class Handling:
     def handle(self, delivery: Delivery) -> None:
         """Claim its job and work, or do what the rules say. One read and one write until the claim is committed."""
         message = delivery.message
-        if self._stopping.is_set():
+        if self._stopping.is_set() or self._held():
             _quietly(delivery.release)
             return
         owner = replace(self._me, claim=new_id())

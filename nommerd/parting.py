@@ -1,4 +1,4 @@
-"""Why and how a worker leaves its EC2 node: AWS wants it back, or nothing has happened for long enough."""
+"""Why and how a worker leaves: AWS wants its node back, nothing has happened for long enough, or it was drained."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nommerd import logs
 from nommerd.errors import InfrastructureError
 from nommerd.fleet.node import Life, Notice
 from nommerd.job import Owner, utcnow
-from nommerd.store.base import Store
+from nommerd.store.base import Store, WorkerRecord
 
 LAST_RECEIVE_SECONDS = 1.0  # the poll before the end: one that waits asks all of SQS's servers
 HEARTBEATS_MISSED = 3  # then a neighbour's heartbeat counts for nothing
@@ -25,10 +25,11 @@ class Reason(StrEnum):
     SPOT = Notice.SPOT.value
     REBALANCE = Notice.REBALANCE.value
     IDLE = "idle"
+    DRAINED = "drained"
 
 
 class Parting:
-    """Of one worker. Without a `life` there is no node to leave, and nothing here ever happens.
+    """Of one worker. Without a `life` there is no node to leave: one that was drained ends, and nothing else ever happens.
 
     `leave` notes the reason and calls `stop` (which must end all work and return at once); once the work has ended, `end`
     ends the node. `asked` is set when somebody else wants the worker to stop.
@@ -63,14 +64,18 @@ class Parting:
         if self._life is None or self._life.idle_left() > 0:
             return False
         try:
-            busy = [one.name for one in self._store.workers() if one.node == self._me.node and one.name != self._me.worker
-                    and one.active and utcnow() - one.reported < timedelta(seconds=self._neighbour_seconds)]
+            busy = any(one.active for one in self._neighbours())
         except InfrastructureError as error:
             logs.get().warning("node.not_ended", why=str(error))
             return False
         if busy:  # it is their node too
             self._life.touch()
         return not busy
+
+    def _neighbours(self) -> list[WorkerRecord]:
+        """The other workers of this node that have reported lately."""
+        return [one for one in self._store.workers() if one.node == self._me.node and one.name != self._me.worker
+                and utcnow() - one.reported < timedelta(seconds=self._neighbour_seconds)]
 
     def receive_seconds(self, longest: float) -> float:
         """How long a worker without jobs waits for one: until it may end, but no longer than `longest`."""
@@ -81,13 +86,23 @@ class Parting:
         """End the node, if that is why the work ended. False where the work must go on: an idle node that could not be ended.
 
         After a spot notice AWS ends it. A recommendation is no promise: there the node ends itself, if it may; if it cannot,
-        the feeder ends it for its silence.
+        the feeder ends it for its silence. A drained worker ends alone where others live on its node.
         """
         reason, self.reason = self.reason, None
         if self._asked.is_set() or self._life is None or reason is None or reason is Reason.SPOT or not self._life.ends_itself:
+            return True
+        if reason is Reason.DRAINED and self._shared():
             return True
         ending = gevent.spawn(self._life.end, reason.value)
         gevent.wait([ending, self._asked], count=1)
         ended = not ending.ready() or bool(ending.get())
         ending.kill(block=False)
-        return ended or self._asked.is_set() or reason is Reason.REBALANCE
+        return ended or self._asked.is_set() or reason is not Reason.IDLE
+
+    def _shared(self) -> bool:
+        """Whether other workers live on this node, or may."""
+        try:
+            return any(one.state != "TERMINATED" for one in self._neighbours())
+        except InfrastructureError as error:
+            logs.get().warning("node.not_ended", why=str(error))
+            return True

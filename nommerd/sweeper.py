@@ -1,7 +1,8 @@
 """What a crash left: unsent messages, dead leases, silent jobs, dead letters.
 
 The record is the truth, a message is a hint. Whatever is not final, has no live lease and was not sent recently is sent
-again; a duplicate is harmless, because a claim is refused to all but one.
+again; a duplicate is harmless, because a claim is refused to all but one. While the installation is paused silence proves
+nothing: no job is abandoned, and none sent again whose message is on the queue. Afterwards their time begins anew.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from gevent.pool import Pool
 
 from nommerd import lifecycle, logs
 from nommerd.bus.base import Bus, BusUnavailable, Delivery
+from nommerd.control import Control, Switch
 from nommerd.errors import InfrastructureError, Problem
 from nommerd.job import UNSENT_SECONDS, Job, JobState, Sweep, utcnow
 from nommerd.messages import JobMessage
@@ -57,6 +59,7 @@ class Sweeper:
     def __init__(self, store: Store, bus: Bus, sending: Sending, watch: Watch, on_change: Callable[[Job], None], *,
                  max_attempts: int, abandon_after_seconds: float, page: int = PAGE) -> None:
         self._store = store
+        self._control = Control(store)
         self._bus = bus
         self._sending = sending
         self._watch = watch
@@ -71,7 +74,7 @@ class Sweeper:
 
         Raises StoreUnavailable when it cannot look at all; one job's trouble is logged and waits for the next sweep.
         """
-        swept, look = Swept(), _Look(now, self._bus)
+        swept, look = Swept(), _Look(now, self._bus, self._control.switch())
         for kind in Sweep:
             ahead = UNSENT_SECONDS if starting and kind is Sweep.UNSENT else 0.0
             for _ in range(UNSENT_PAGES if kind is Sweep.UNSENT else 1):
@@ -106,7 +109,7 @@ class Sweeper:
     def _tend(self, job: Job, look: _Look, swept: Swept) -> None:
         if job.claimed:
             self._watch_lease(job, look, swept)
-        elif job.state is JobState.PENDING and job.token > 0 and look.now - _last_heard(job) > self._abandon_after:
+        elif job.state is JobState.PENDING and job.token > 0 and look.silent(job) > self._abandon_after:
             self._abandon(job, swept)
         elif job.message_id is None:
             self._send_unsent(job, look, swept)
@@ -173,10 +176,10 @@ class Sweeper:
 class _Look:
     """One sweep's view of the bus: asked at most once. `deaf`: it took no message."""
 
-    def __init__(self, now: datetime, bus: Bus) -> None:
+    def __init__(self, now: datetime, bus: Bus, switch: Switch) -> None:
         self.now = now
         self.deaf = False
-        self._bus = bus
+        self._bus, self._switch = bus, switch
         self._empty: bool | None = None
 
     def should_resend(self, job: Job) -> bool:
@@ -184,7 +187,7 @@ class _Look:
 
         While no worker runs, each message that is sent once more is one more to be received and dropped later.
         """
-        base = _last_heard(job)
+        base = self._heard(job)
         if _doublings(self.now - base) > _doublings((job.sent_at or base) - base):
             return True
         if self._empty is None:
@@ -193,6 +196,15 @@ class _Look:
             except BusUnavailable:
                 self._empty = False
         return self._empty
+
+    def silent(self, job: Job) -> timedelta:
+        """For how long nothing was heard of a job that could have been begun."""
+        return self.now - self._heard(job)
+
+    def _heard(self, job: Job) -> datetime:
+        if self._switch.paused:
+            return self.now
+        return max(_last_heard(job), self._switch.since or job.created)
 
 
 def _doublings(out: timedelta) -> int:

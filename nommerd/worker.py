@@ -1,7 +1,8 @@
 """The worker: receives messages as far as it has free slots, keeps its heartbeat, and gives its work back when it stops.
 
 Each message is handled in a greenlet of its own (see nommerd.handling); one that claims holds a slot until its job is
-settled, one whose job somebody else holds gives its slot back and watches that lease.
+settled, one whose job somebody else holds gives its slot back and watches that lease. While the installation is paused it
+begins nothing; one that is drained finishes its jobs and ends (see nommerd.control).
 
 On an EC2 node it also ends: when AWS wants the node back, it gives back its work at once; when nothing has happened for long
 enough, and one last poll has brought nothing, it stops as for SIGTERM, says so in its heartbeat, and ends its own instance.
@@ -30,6 +31,7 @@ from nommerd.bus import open_bus
 from nommerd.bus.base import Bus
 from nommerd.catalog import load_stages
 from nommerd.config import Settings
+from nommerd.control import Control, Heed
 from nommerd.errors import ConfigError, InfrastructureError, ManyErrors, NommerdError, ShuttingDown, Stop
 from nommerd.fleet.node import BOOT_SECONDS, LOCAL_ID, LOOKUP_SECONDS, Life, Metadata, identify, is_ec2_hardware, terminate
 from nommerd.greenlets import Greenlets
@@ -56,6 +58,7 @@ STOP_SECONDS = 4.0  # what running work gets to end and be given back: the proce
 KILL_SECONDS = 0.15
 SETTLE_SECONDS = 3.0  # for the last polls of an idle node, which wait for LAST_RECEIVE_SECONDS
 BEAT_SECONDS = 0.5  # what the last heartbeat may take
+REST_SECONDS = 1.0  # while nothing is begun: between looks whether there is anything left to live for
 SHUTDOWN, SUDO = ("/usr/sbin/shutdown", "-h", "now"), ("/usr/bin/sudo", "-n")  # as a node's user-data allows it
 SHUTDOWN_SECONDS = 20.0
 EXIT_FAILED, EXIT_CONFIG = 1, 2
@@ -73,11 +76,14 @@ class Worker:
         self._me = this_process(name, node or (life.node.instance_id if life else None))
         self._slots, self._heartbeat_seconds = slots, heartbeat_seconds
         self._started = utcnow()
+        self._orders = Heed(Control(tools.store), name, self._started)
+        self._receiving = False
         self._asked, self._stopping, self._slot_free = Event(), Event(), Event()
         self._parting = Parting(life, tools.store, self._me, heartbeat_seconds=heartbeat_seconds, stop=self._stopping.set,
                                 asked=self._asked)
         self._handling = Handling(tools, bus, self._me, self._stopping, lease_seconds=lease_seconds,
-                                  max_attempts=max_attempts, embedded=embedded, on_activity=self._parting.touch)
+                                  max_attempts=max_attempts, embedded=embedded, on_activity=self._parting.touch,
+                                  held=lambda: self._orders.held)
         self._busy = Greenlets(on_end=self._slot_free.set)  # one per message that holds a slot
         self._log = logs.get(worker=name)
 
@@ -87,8 +93,8 @@ class Worker:
         return tuple(sorted({key for key, _ in self._handling.active}))
 
     def ready(self) -> bool:
-        """Whether it takes work: it is not stopping, and the store can be written."""
-        if self._stopping.is_set():
+        """Whether it takes work: it is not stopping or draining, and the store can be written."""
+        if self._stopping.is_set() or self._orders.draining:
             return False
         try:
             self._store.ping()
@@ -114,12 +120,13 @@ class Worker:
     def _work(self) -> None:
         """Until something stops it. What AWS said before comes first: nothing is begun then."""
         self._parting.look_for_notice()
-        self._beat("ACTIVE")
+        self._orders.look()
+        self._beat(self._state)
         loops = [gevent.spawn(loop) for loop in (self._receive_loop, self._heartbeat_loop, self._clean_loop,
-                                                 self._notice_loop)]
+                                                 self._notice_loop, self._orders_loop)]
         self._stopping.wait()
         self._shut_down(loops)
-        if self._parting.reason is Reason.IDLE and not self._bus.jobs.settle(SETTLE_SECONDS):
+        if self._parting.reason in (Reason.IDLE, Reason.DRAINED) and not self._bus.jobs.settle(SETTLE_SECONDS):
             self._log.warning("polls.not_settled")
         with gevent.Timeout(BEAT_SECONDS, False):
             self._beat("TERMINATED")
@@ -127,6 +134,9 @@ class Worker:
     def _receive_loop(self) -> None:
         failures = 0
         while not self._stopping.is_set():
+            if self._orders.held:
+                self._rest()
+                continue
             free = self._slots - len(self._busy)
             if free <= 0:
                 self._slot_free.clear()
@@ -134,6 +144,7 @@ class Worker:
                 continue
             last = not self._busy and self._parting.may_end()
             patience = LAST_RECEIVE_SECONDS if last else self._patience()
+            self._receiving = True
             try:
                 deliveries = self._bus.jobs.receive(free, patience)
                 failures = 0
@@ -142,14 +153,38 @@ class Worker:
                 self._log.warning("receive.failed", why=str(error), exc_info=not isinstance(error, InfrastructureError))
                 self._stopping.wait(backoff_seconds(failures))
                 continue
+            finally:
+                self._receiving = False
             for delivery in deliveries:
                 self._busy.spawn(self._handling.handle, delivery)
             if last and not deliveries:
                 self._parting.leave(Reason.IDLE)
 
+    def _rest(self) -> None:
+        """While nothing is begun. Without jobs a drained worker leaves, and so does an idle node: it is paid for."""
+        if not self._busy:
+            if self._orders.draining:
+                self._parting.leave(Reason.DRAINED)
+                return
+            if self._parting.may_end():
+                self._parting.leave(Reason.IDLE)
+                return
+        self._slot_free.clear()
+        self._slot_free.wait(REST_SECONDS)
+
+    def _orders_loop(self) -> None:
+        while not self._stopping.wait(self._orders.look_seconds):
+            if not self._orders.look():
+                continue
+            self._slot_free.set()
+            while self._orders.held and self._receiving and not self._stopping.wait(0.05):
+                self._bus.jobs.interrupt()  # again and again: one may come just before the wait it should end
+            if self._orders.draining:
+                self._beat(self._state)
+
     def _heartbeat_loop(self) -> None:
         while not self._stopping.wait(self._heartbeat_seconds):
-            self._beat("ACTIVE")
+            self._beat(self._state)
 
     def _clean_loop(self) -> None:
         """Remove the workspaces that dead neighbours left, and those of this worker's earlier life."""
@@ -167,6 +202,10 @@ class Worker:
 
     def _patience(self) -> float:
         return RECEIVE_SECONDS if self._busy else self._parting.receive_seconds(RECEIVE_SECONDS)
+
+    @property
+    def _state(self) -> str:
+        return "DRAINING" if self._orders.draining else "ACTIVE"
 
     def _beat(self, state: str) -> None:
         try:
@@ -240,7 +279,8 @@ def make_tools(settings: Settings, store: Store, clients: Clients) -> Tools:
     return Tools(store=store, storage=storage, stages=load_stages(settings.stages), keyring=keyring,
                  binaries=binaries.find(media.ffmpeg, media.ffprobe),
                  workspaces=Workspaces(settings.work_dir, settings.worker.keep_failed_workspaces),
-                 threads=threads_per_job(settings.worker.threads_per_job, settings.worker.slots))
+                 threads=threads_per_job(settings.worker.threads_per_job, settings.worker.slots),
+                 keep_days=settings.jobs.keep_finished_days)
 
 
 def find_life(settings: Settings, clients: Clients, booted: bool) -> Life | None:

@@ -2,7 +2,8 @@
 
 One cycle: carry out what was decided and not yet answered, look, end what must be ended, count, decide, launch. A decision is
 stored on the leader's token before its call (see nommerd.fleet.launch); until its outcome is known it counts as nodes and
-nothing else is decided. So however often a feeder dies in between, and whoever leads then, it comes to the same nodes.
+nothing else is decided. So however often a feeder dies in between, and whoever leads then, it comes to the same nodes. While
+the installation is paused no node is started, and an open decision stays open.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import Protocol
 from nommerd import logs
 from nommerd.aws import names
 from nommerd.config import Settings
+from nommerd.control import Control
 from nommerd.errors import ConfigError, Fenced
 from nommerd.fleet import launch
 from nommerd.fleet.ec2 import Answer, Ec2, Look, Shortage
@@ -50,6 +52,7 @@ class Fleet:
         """`user_data` gives the text that new nodes boot with; asked before each launch, it may raise."""
         self._settings, self._fleet = settings, settings.fleet
         self._ec2, self._store, self._leadership, self._user_data = ec2, store, leadership, user_data
+        self._control = Control(store)
         self._clock, self._now = clock, now
         fleet = self._fleet
         self._watch = NodeWatch(fleet.register_seconds, fleet.silent_seconds,
@@ -83,7 +86,8 @@ class Fleet:
 
     def _cycle(self) -> None:
         ledger, unavailable = Ledger.decode(self._leadership.launch()), None
-        if ledger.decision is not None and not self._fleet.dry_run:
+        paused = self._control.switch().paused
+        if ledger.decision is not None and not (self._fleet.dry_run or paused):
             try:
                 ledger = self._resume(ledger, ledger.decision)
             except Ec2Unavailable as error:
@@ -94,7 +98,8 @@ class Fleet:
         self.nodes = _count(ledger, alive, look)
         if unavailable is not None:
             raise unavailable
-        self._start(ledger)
+        if not paused:
+            self._start(ledger)
 
     # --- nodes that are there ------------------------------------------------------------------------------------
 
