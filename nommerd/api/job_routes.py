@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from nommerd.api.access import Scope
+from nommerd.api.answers import JobAnswer, JobList
 from nommerd.api.jobs import Jobs
-from nommerd.api.models import wait_query
+from nommerd.api.models import ListQuery, Submission, WaitQuery, wait_query
 from nommerd.api.route import Answer, Call, Route
 from nommerd.api.view import job_json
 
@@ -38,9 +39,14 @@ def job_routes(jobs: Jobs) -> list[Route]:
         return Route(method=method, path=path, scope=scope, handle=handle, summary=summary, **more)
 
     return [
-        route("POST", "/v1/jobs", Scope.SUBMIT, submit, "Submit a job."),
-        route("GET", "/v1/jobs", Scope.READ, listing, "List jobs, newest first."),
-        route("GET", "/v1/jobs/{id}", Scope.READ, show, "Show a job, now or at its next change."),
-        route("POST", "/v1/jobs/{id}/cancel", Scope.SUBMIT, cancel, "Cancel a job."),
-        route("POST", "/v1/jobs/{id}/retry", Scope.SUBMIT, retry, "Run a job again that ended without a result."),
+        route("POST", "/v1/jobs", Scope.SUBMIT, submit, "Submit a job.", request=Submission,
+              answers={201: JobAnswer, 200: JobAnswer, 409: None, 422: None},
+              headers={"Idempotency-Key": "The same key and body again answer 200 with the job that is there."}),
+        route("GET", "/v1/jobs", Scope.READ, listing, "List jobs, newest first.", query=ListQuery, answers={200: JobList}),
+        route("GET", "/v1/jobs/{id}", Scope.READ, show, "Show a job, now or at its next change.", query=WaitQuery,
+              answers={200: JobAnswer, 404: None}),
+        route("POST", "/v1/jobs/{id}/cancel", Scope.SUBMIT, cancel, "Cancel a job.",
+              answers={202: JobAnswer, 200: JobAnswer, 404: None, 409: None}),
+        route("POST", "/v1/jobs/{id}/retry", Scope.SUBMIT, retry, "Run a job again that ended without a result.",
+              answers={202: JobAnswer, 404: None, 409: None}),
     ]

@@ -200,7 +200,19 @@ def validated_query(model: type[M], text: str) -> M:
     return validated(model, found, "query")
 
 
-LIST_NAMES = frozenset({"state", "label", "preset", "error_code", "since", "cursor", "limit"})
+class ListQuery(BaseModel):
+    """What GET /v1/jobs takes, for its description: `list_query` reads it."""
+
+    state: Annotated[tuple[JobState, ...], Field(description="In one of these states; also with commas")] = ()
+    label: Annotated[tuple[Annotated[str, Field(pattern="^[^=]+=.+$")], ...], Field(description="With it: NAME=VALUE")] = ()
+    preset: str | None = None
+    error_code: str | None = None
+    since: Annotated[datetime | None, Field(description="Created at or after")] = None
+    cursor: Annotated[str | None, Field(description="`next` of the page before", max_length=CURSOR_MAX)] = None
+    limit: Annotated[int, Field(ge=1, le=LIMIT_MAX)] = LIMIT_DEFAULT
+
+
+LIST_NAMES = frozenset(ListQuery.model_fields)
 
 
 def list_query(text: str, project: str = DEFAULT_PROJECT) -> JobQuery:
@@ -259,7 +271,14 @@ def _number(plain: Mapping[str, str], name: str, default: float, least: float, m
     return float(text)
 
 
-WAIT_NAMES = frozenset({"wait", "after"})
+class WaitQuery(BaseModel):
+    """What GET /v1/jobs/ID takes, for its description: `wait_query` reads it."""
+
+    wait: Annotated[float, Field(ge=0, le=WAIT_SECONDS_MAX, description="Seconds to wait for a change")] = 0
+    after: Annotated[int | None, Field(ge=0, description="Answer once event_seq is above this")] = None
+
+
+WAIT_NAMES = frozenset(WaitQuery.model_fields)
 
 
 def wait_query(text: str) -> tuple[float, int | None]:
