@@ -73,3 +73,5 @@ class Route:
     request: type[BaseModel] | None = None
     query: type[BaseModel] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)  # request headers that it heeds, and what they say
+    consumes: tuple[str, ...] = (JSON,)  # media types of the body
+    produces: tuple[str, ...] = (JSON,)  # media types of what it answers with success

@@ -1,0 +1,147 @@
+"""The API's description as OpenAPI 3.1, made of its routes and their pydantic models."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from apispec import APISpec
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from nommerd import __version__
+from nommerd.api.answers import Problem
+from nommerd.api.problems import PROBLEM
+from nommerd.api.route import Answer, Call, Route
+
+OPENAPI_VERSION = "3.1.0"
+BEARER = "bearer"
+EVERY_CALL = (400, 403, 404, 405, 408, 414, 429, 431, 500, 503)  # what the server may answer before a call is looked at
+WITH_TOKEN = (401, 403)
+WITH_BODY = (400, 408, 413, 415, 422)
+DESCRIPTION = ("Jobs, presets, pipelines and workers of a nommerd feeder. Send `Authorization: Bearer TOKEN`. What is refused is "
+               "answered with a problem document (RFC 9457): one entry in `errors` for each fault, naming its place.")
+
+
+def openapi_route(routes: Sequence[Route]) -> Route:
+    """GET /openapi.json, which describes these routes and itself."""
+    made: list[dict[str, Any]] = []
+
+    def show(call: Call) -> Answer:
+        if not made:
+            made.append(document([*routes, route]))
+        return Answer(value=made[0])
+
+    route = Route(method="GET", path="/openapi.json", scope=None, handle=show, summary="This description.", answers={200: None})
+    return route
+
+
+def document(routes: Iterable[Route]) -> dict[str, Any]:
+    """The OpenAPI document of these routes."""
+    described = [route for route in routes if route.path != "/" and not route.path.startswith("/static/")]
+    spec = APISpec(title="nommerd", version=__version__, openapi_version=OPENAPI_VERSION,
+                   info={"description": DESCRIPTION, "license": {"name": "BSD-3-Clause", "identifier": "BSD-3-Clause"}})
+    spec.components.security_scheme(BEARER, {"type": "http", "scheme": "bearer"})
+    for name, schema in _schemas(described).items():
+        spec.components.schema(name, schema)
+    for path in dict.fromkeys(route.path for route in described):
+        operations = {route.method.lower(): _operation(route) for route in described if route.path == path}
+        spec.path(path, operations=operations)
+    made: dict[str, Any] = spec.to_dict()
+    return made
+
+
+def _models(route: Route) -> list[type[BaseModel]]:
+    return [model for model in (route.request, *route.answers.values()) if model is not None]
+
+
+def _schemas(routes: Iterable[Route]) -> dict[str, Any]:
+    """Every model by its name, and those that it holds."""
+    models = {model: "validation" if model is route.request else "serialization"
+              for route in routes for model in _models(route)} | {Problem: "serialization"}
+    _, defined = models_json_schema(list(models.items()), ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
+    schemas: dict[str, Any] = defined["$defs"]
+    return schemas
+
+
+def _operation(route: Route) -> dict[str, Any]:
+    operation: dict[str, Any] = {
+        "operationId": _operation_id(route), "summary": route.summary, "tags": [_tag(route.path)],
+        "parameters": [*_path_parameters(route.path), *_query_parameters(route.query), *_header_parameters(route.headers)],
+        "responses": _responses(route)}
+    if route.scope is not None:
+        operation["security"] = [{BEARER: []}]
+        operation["description"] = f"Needs the scope `{route.scope}`" + (
+            " and a token of the project `default`." if route.installation else ".")
+    if route.request is not None:
+        operation["requestBody"] = {"required": True, "content": _content(route.request, route.consumes)}
+    return operation
+
+
+def _operation_id(route: Route) -> str:
+    return "_".join([route.method.lower(), *re.findall(r"[A-Za-z0-9]+", route.path)])
+
+
+def _tag(path: str) -> str:
+    parts = path.strip("/").split("/")
+    return parts[1] if parts[0] == "v1" and len(parts) > 1 else "server"
+
+
+def _path_parameters(path: str) -> list[dict[str, Any]]:
+    return [{"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+            for name in re.findall(r"{(\w+)}", path)]
+
+
+def _query_parameters(model: type[BaseModel] | None) -> list[dict[str, Any]]:
+    """One for each field. A list may repeat."""
+    if model is None:
+        return []
+    schema = model.model_json_schema()
+    return [{"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": _plain(one),
+             **({"description": one["description"]} if "description" in one else {})}
+            for name, one in schema.get("properties", {}).items()]
+
+
+def _plain(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A field's schema without null: a parameter that is not sent is left out."""
+    options = [one for one in schema.get("anyOf", ()) if one != {"type": "null"}]
+    rest = {key: value for key, value in schema.items() if key not in ("anyOf", "default", "title", "description")}
+    return {**rest, **options[0]} if len(options) == 1 else {**schema}
+
+
+def _header_parameters(headers: Mapping[str, str]) -> list[dict[str, Any]]:
+    return [{"name": name, "in": "header", "required": False, "description": text, "schema": {"type": "string"}}
+            for name, text in headers.items()]
+
+
+def _responses(route: Route) -> dict[str, Any]:
+    """What it answers itself, and what is refused before it is asked."""
+    refusals = {*EVERY_CALL, *(WITH_TOKEN if route.path.startswith("/v1/") or route.scope else (401,)),
+                *(WITH_BODY if route.request is not None else ()), *((422,) if route.query is not None else ())}
+    responses = {str(status): _response(status, Problem, (PROBLEM,)) for status in sorted(refusals)}
+    for status, model in route.answers.items():
+        made = PROBLEM_ANSWER if status >= 400 else (model, route.produces)
+        responses[str(status)] = _response(status, *made)
+    return responses
+
+
+PROBLEM_ANSWER = (Problem, (PROBLEM,))
+
+
+def _response(status: int, model: type[BaseModel] | None, media_types: Sequence[str]) -> dict[str, Any]:
+    response: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    if status not in (204, 304, 307):
+        response["content"] = _content(model, media_types)
+    return response
+
+
+def _content(model: type[BaseModel] | None, media_types: Sequence[str]) -> dict[str, Any]:
+    """The model describes JSON; other types are texts."""
+    def schema(media_type: str) -> dict[str, Any]:
+        if not media_type.endswith("json"):
+            return {"schema": {"type": "string"}}
+        return {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}} if model is not None else {"schema": {}}
+
+    return {media_type: schema(media_type) for media_type in media_types}
