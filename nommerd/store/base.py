@@ -23,6 +23,7 @@ from nommerd.lifecycle import Change
 RECIPE_GRACE_SECONDS = 3600.0
 FAR_FUTURE = 32503680000.0  # the year 3000, in epoch seconds
 DOCUMENT_BYTES_MAX = 96 * 1024
+DOCUMENT_KEY_BYTES_MAX = 900  # of the kind, the scope and the name, each
 PAGE = 100
 UPDATE_TRIES = 8  # of one change, over mismatches and unavailable moments together
 BACKOFF_SECONDS = 0.05  # doubled at each try, with jitter
@@ -151,6 +152,28 @@ class Document:
     expires: float | None = None  # epoch seconds: from then on it may be deleted; None: never
 
 
+def keyable(*parts: str) -> bool:
+    """Whether a document can have such a kind, scope and name: nobody need look for another."""
+    sizes = [_size(part) for part in parts]
+    return all(size <= DOCUMENT_KEY_BYTES_MAX for size in sizes) and parts[2:] != ("",)
+
+
+def storable(document: Document) -> Document:
+    """The document. Raises InfrastructureError internal.document_too_large for one that no backend need take."""
+    if not keyable(document.kind, document.scope, document.name) or _size(document.body) > DOCUMENT_BYTES_MAX:
+        what = f"A {document.kind} takes more than {DOCUMENT_BYTES_MAX // 1024} KB, or has a name that is empty or too long."
+        raise InfrastructureError("internal.document_too_large", what, retryable=False)
+    return document
+
+
+def _size(text: str) -> float:
+    """Its bytes as UTF-8; infinite where half of a surrogate pair makes it none."""
+    try:
+        return len(text.encode())
+    except UnicodeEncodeError:
+        return float("inf")
+
+
 @dataclass(frozen=True, slots=True)
 class Ending:
     """How and when a job ended."""
@@ -235,30 +258,32 @@ class Store(ABC):
     def swap_leader(self, leader: Leader, expected_version: int) -> None:
         """Replace the leader row if its version is `expected_version` (0: there is none); else Conflict."""
 
+    @abstractmethod
     def document(self, kind: str, scope: str, name: str) -> Document | None:
         """The document, as last written, or None; also once it has expired, until it is deleted."""
-        raise NotImplementedError
 
+    @abstractmethod
     def documents(self, kind: str, scope: str) -> Sequence[Document]:
         """All of a kind and scope, by name."""
-        raise NotImplementedError
 
+    @abstractmethod
     def put_document(self, document: Document, expected_version: int | None) -> None:
         """Store it, durably, if the one that is there has `expected_version` (0: none is there; None: whatever is there);
-        else Conflict. Success where the very same document is there already: the answer of our own write was lost."""
-        raise NotImplementedError
+        else Conflict. Success where the very same document is there already: the answer of our own write was lost.
+        Raises InfrastructureError internal.document_too_large."""
 
+    @abstractmethod
     def delete_document(self, kind: str, scope: str, name: str, expected_version: int | None = None) -> bool:
-        """Delete it; False where there is none. Conflict where it has another version than an `expected_version`."""
-        raise NotImplementedError
+        """Delete it; False where there is none (or the answer of our own deletion was lost). Conflict where it has another
+        version than an `expected_version`."""
 
+    @abstractmethod
     def oldest_pending(self, project: str) -> datetime | None:
         """When the longest waiting PENDING job was created, None without any."""
-        raise NotImplementedError
 
+    @abstractmethod
     def endings(self, project: str, since: datetime, limit: int) -> Sequence[Ending]:
         """How jobs ended at or after `since`, the newest first, at most `limit`."""
-        raise NotImplementedError
 
     @abstractmethod
     def wipe(self) -> None:

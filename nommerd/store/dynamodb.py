@@ -6,13 +6,14 @@ Items, by primary key (pk, sk):
 |---|---|---|---|
 | job | job#PROJECT#ID | job | `body` (the record as JSON, at most 8 KB), `version`, and what the indexes need |
 | recipe | recipe#HASH | recipe | `body`, `stored`; under its hash, so never changed |
+| document | doc#KIND#SCOPE | NAME | `body`, `version`; see nommerd.store.dynamodb_documents |
 | heartbeat | workers | NAME | `body` |
 | leader | leader | leader | `body`, `version` |
 | ping | ping | ping | nothing |
 
-Every write of a job or the leader is conditional on `version`; the item that is there comes back with a refusal, so that our
-own write whose answer was lost (botocore tries again by itself) is told from somebody else's. Reads of records are
-consistent.
+Every write of a job, a document or the leader is conditional on `version`; the item that is there comes back with a refusal,
+so that our own write whose answer was lost (botocore tries again by itself) is told from somebody else's. Reads of records
+and documents are consistent.
 
 Indexes (global, each sparse: an item is in those whose keys it has). A partition of an index takes 1,000 writes a second, so
 each key ends in one of SHARDS, and a reader merges them in order:
@@ -23,16 +24,17 @@ each key ends in one of SHARDS, and a reader merges them in order:
 | state | PROJECT#STATE#SHARD, made#ID | listing some states, counting |
 | sweep | KIND#SHARD, when#PROJECT#ID | due_for_sweep, unfinished |
 | webhook | SHARD, when#PROJECT#ID | webhooks_due |
-| age | final#SHARD, ended#PROJECT#ID; recipe, stored#HASH | delete_finals |
+| age | final#SHARD, ended#PROJECT#ID; recipe, stored#HASH; document#SHARD, expires#KEY | delete_finals |
+| ended | PROJECT#SHARD, ended#PROJECT#ID | endings: of one project, however many jobs the others have |
 
 Beside their keys they hold what never changes while a job runs (preset, labels, recipe hash; the error's code), so a renewal
 of a lease writes the item and no index. Indexes lag behind the table by some moments. So they only say which records to
 look at: those are read from the table, consistently, and what no longer fits is dropped. A job that was changed this
 very moment may be missing from a list by state until its index has caught up, and is found by the next sweep; none is ever
-shown in a state that it does not have.
+shown in a state that it does not have. `endings` alone reads an index and no record: it is for statistics.
 
-Finals carry `expires` (keep_finished_days after their end; a retry removes it), and AWS deletes them within days after that
-for nothing. `delete_finals` deletes those that it is faster with, and recipes.
+Finals carry `expires` (keep_finished_days after their end; a retry removes it), documents that expire do too, and AWS deletes
+them within days after that for nothing. `delete_finals` deletes those that it is faster with, and recipes.
 
 What it costs (on demand, us-east-1 since November 2024: a million write units 0.625 USD, a million read units 0.125 USD; a
 write unit is 1 KB of an item, or one entry of an index; a read unit 4 KB consistently or 8 KB of an index; a record is
@@ -42,14 +44,18 @@ about 2 KB):
 |---|---|
 | create | 2 write + 3 index entries (4 with a notify_url) |
 | get | 1 read |
-| update | 1 read, 2 write; + 2 index entries when the state changes, + 2 when it is claimed, released or marked as sent |
+| update | 1 read, 2 write; + 2 index entries when the state changes, + 2 when it is claimed, given back, sent or ended |
 | a page of a list | half a read for each partition (SHARDS, of each state asked for) + 1 for each job |
 | a filter that few pass | half a read for each 20 or so entries looked through |
 | count | half a read for each 25 or so jobs of the project: 0.0003 USD at 100,000 jobs; ask seldom |
 | due_for_sweep, webhooks_due | half a read for each of SHARDS, + 1 for each job found |
+| oldest_pending | half a read for each of SHARDS + 1 |
+| endings | half a read for each of SHARDS, or for each 20 or so that are found |
 | heartbeat, ping, leader | 1 write (the leader also 1 read) |
+| a document | 1 read for each 4 KB; 1 write for each KB, + 1 index entry where it expires |
+| documents of a kind and scope | 1 read for each 4 KB of them all |
 
-A job of five minutes, all told: about 90 write and 45 read units, 0.00006 USD. A feeder with nothing to do sweeps and looks
+A job of five minutes, all told: about 91 write and 45 read units, 0.00006 USD. A feeder with nothing to do sweeps and looks
 for webhooks every 5 s (16 queries, 8 read units) and renews its lead every 4 s: 4.8 million read and 0.65 million write
 units a month, 1.01 USD. A worker's heartbeat each minute: 0.03 USD a month.
 """
@@ -72,6 +78,8 @@ from nommerd.store import dynamodb_items as items
 from nommerd.store.base import (
     RECIPE_GRACE_SECONDS,
     Conflict,
+    Document,
+    Ending,
     JobExists,
     JobPage,
     JobQuery,
@@ -83,9 +91,10 @@ from nommerd.store.base import (
 )
 from nommerd.store.cursor import Cursor
 from nommerd.store.dynamodb_calls import Refused, Table
+from nommerd.store.dynamodb_documents import Documents
 from nommerd.store.dynamodb_index import Range, Walk
 from nommerd.store.dynamodb_items import Item
-from nommerd.store.dynamodb_table import AGE, CREATED, INDEXES, STATE, SWEEP, TTL_ATTRIBUTE, WEBHOOK
+from nommerd.store.dynamodb_table import AGE, CREATED, ENDED, INDEXES, STATE, SWEEP, TTL_ATTRIBUTE, WEBHOOK
 
 KEEP_FINISHED_DAYS = 30.0
 DAY_SECONDS = 86400.0
@@ -108,10 +117,10 @@ class DynamoStore(Store):
             raise ConfigError("config.store", f"{table!r} cannot be the name of a DynamoDB table.",
                               "Use dynamodb://TABLE with 3 to 255 letters, digits, _, - and dots.", place="store")
         self._table = Table(client, table)
+        self._documents = Documents(self._table)
         self._grace = recipe_grace_seconds
         self._keep_seconds = keep_finished_days * DAY_SECONDS
         self._recipes_looked: float | None = None
-        self._closed = False
         with suppress(StoreUnavailable):
             self.ping()
 
@@ -119,7 +128,7 @@ class DynamoStore(Store):
 
     def create(self, job: Job) -> None:
         try:
-            self._open.put(items.job_item(job, self._keep_seconds), "attribute_not_exists(pk)")
+            self._table.put(items.job_item(job, self._keep_seconds), "attribute_not_exists(pk)")
         except Refused as refused:
             found = self.get(job.key) if refused.item is None else Job.decode(refused.item["body"]["S"])
             if not job.write_id or found.write_id != job.write_id:
@@ -127,7 +136,7 @@ class DynamoStore(Store):
 
     def get(self, key: Key) -> Job:
         where = items.job_key(key)
-        found = None if where is None else self._open.get(where, "body")
+        found = None if where is None else self._table.get(where, "body")
         if found is None:
             raise UnknownJob(key.id)
         return Job.decode(found["body"]["S"])
@@ -135,7 +144,7 @@ class DynamoStore(Store):
     def swap(self, job: Job, expected_version: int) -> None:
         item = items.job_item(job, self._keep_seconds)
         try:
-            self._open.put(item, "version = :expected", {":expected": {"N": str(expected_version)}})
+            self._table.put(item, "version = :expected", {":expected": {"N": str(expected_version)}})
         except Refused as refused:
             if refused.item is None:
                 raise UnknownJob(job.id) from None
@@ -146,7 +155,7 @@ class DynamoStore(Store):
 
     def list(self, query: JobQuery) -> JobPage:
         part = _listed(query)
-        walk = Walk(self._open, part, query.limit + 2)
+        walk = Walk(self._table, part, query.limit + 2)
         jobs: dict[Key, Job] = {}  # one that moves between two states may be met in both
         while len(jobs) <= query.limit and (entries := walk.take(query.limit + 1 - len(jobs))):
             behind = [entry for entry in entries if entry["created_at"]["S"] != part.highest]  # the cursor's own job
@@ -156,16 +165,30 @@ class DynamoStore(Store):
 
     def count(self, project: str) -> dict[JobState, int]:
         def many(state: JobState) -> int:
-            return index.count(self._open, Range(index=STATE, partitions=items.state_partitions(project, state)))
+            return index.count(self._table, Range(index=STATE, partitions=items.state_partitions(project, state)))
 
-        counted = zip(JobState, self._open.side_by_side(many, JobState), strict=True)
+        counted = zip(JobState, self._table.side_by_side(many, JobState), strict=True)
         return {state: count for state, count in counted if count}
+
+    def oldest_pending(self, project: str) -> datetime | None:
+        walk = Walk(self._table, Range(index=STATE, partitions=items.state_partitions(project, JobState.PENDING)), 1)
+        while entries := walk.take(1):
+            for _, job in self._records(entries):
+                if job.state is JobState.PENDING:
+                    return job.created
+        return None
+
+    def endings(self, project: str, since: datetime, limit: int) -> Sequence[Ending]:
+        """As the index has it: a job that ended or was retried this very moment may be missing, or be there still."""
+        part = Range(index=ENDED, partitions=items.ended_partitions(project), lowest=items.moment(since.timestamp()),
+                     newest_first=True)
+        return [items.ending(entry) for entry in Walk(self._table, part, limit).take(limit)]
 
     def unfinished(self, limit: int) -> int:
         partitions = [name for kind in Sweep for name in items.sweep_partitions(kind)]
         unsettled = Range(index=SWEEP, partitions=partitions, condition="attribute_not_exists(age_in)")
         found: set[str] = set()  # one that moves between two partitions meanwhile may be met in both
-        walk = Walk(self._open, unsettled, limit)
+        walk = Walk(self._table, unsettled, limit)
         while len(found) < limit and (entries := walk.take(limit - len(found))):
             found |= {entry["pk"]["S"] for entry in entries}
         return min(len(found), limit)
@@ -183,7 +206,7 @@ class DynamoStore(Store):
         """Records that stand in the index where their entry says: the others have changed, and their new entry comes."""
         sort_key = INDEXES[name][1]
         part = Range(index=name, partitions=partitions, lowest=behind or index.FIRST, highest=items.moment(now, 1))
-        walk = Walk(self._open, part, limit + 1)
+        walk = Walk(self._table, part, limit + 1)
         jobs: list[Job] = []
         while len(jobs) < limit and (entries := walk.take(limit - len(jobs))):
             for entry, job in self._records([entry for entry in entries if entry[sort_key]["S"] != behind]):
@@ -195,7 +218,7 @@ class DynamoStore(Store):
     def _records(self, entries: Sequence[Item]) -> Iterator[tuple[Item, Job]]:
         """The records that index entries name, as they are now. What cannot be read must not hide the others."""
         keys = {(entry["pk"]["S"], entry["sk"]["S"]): entry for entry in entries}
-        found = self._open.get_many([{"pk": entry["pk"], "sk": entry["sk"]} for entry in keys.values()], "body")
+        found = self._table.get_many([{"pk": entry["pk"], "sk": entry["sk"]} for entry in keys.values()], "body")
         for key, entry in keys.items():
             if key not in found:
                 continue  # deleted since
@@ -212,16 +235,17 @@ class DynamoStore(Store):
     def delete_finals(self, finished_before: datetime, limit: int) -> int:
         """Each under the condition that it ended when its index entry says: a retry in between saves it."""
         ended = Range(index=AGE, partitions=items.FINAL_PARTITIONS, highest=items.moment(finished_before.timestamp()))
-        walk = Walk(self._open, ended, limit)
+        walk = Walk(self._table, ended, limit)
         deleted = 0
         while deleted < limit and (entries := walk.take(limit - deleted)):
-            deleted += sum(self._open.side_by_side(self._delete_aged, entries))
+            deleted += sum(self._table.side_by_side(self._delete_aged, entries))
         if deleted < limit:
             self._delete_recipes()
+            self._documents.delete_expired()
         return deleted
 
     def _delete_aged(self, entry: Item) -> bool:
-        return self._open.delete_if({"pk": entry["pk"], "sk": entry["sk"]}, "age_at", entry["age_at"]["S"])
+        return self._table.delete_if({"pk": entry["pk"], "sk": entry["sk"]}, "age_at", entry["age_at"]["S"])
 
     def _delete_recipes(self) -> None:
         """Recipes that were not stored anew for the grace, less those that a job names. Which ones a job names, the index of
@@ -230,25 +254,27 @@ class DynamoStore(Store):
         if self._recipes_looked is not None and now < self._recipes_looked + RECIPE_LOOK_GRACES * self._grace:
             return
         stale = Range(index=AGE, partitions=[items.RECIPE_PARTITION], highest=items.moment(time.time() - self._grace, 1))
-        walk = Walk(self._open, stale, RECIPES_AT_ONCE)
+        walk = Walk(self._table, stale, RECIPES_AT_ONCE)
         while entries := walk.take(RECIPES_AT_ONCE):
             unnamed = {entry["pk"]["S"].removeprefix("recipe#"): entry for entry in entries}
-            for answer in self._open.pages("scan", IndexName=CREATED, ProjectionExpression="recipe"):
+            for answer in self._table.pages("scan", IndexName=CREATED, ProjectionExpression="recipe"):
                 for job in answer["Items"]:
                     unnamed.pop(job.get("recipe", {}).get("S", ""), None)
                 if not unnamed:
                     break
-            self._open.side_by_side(self._delete_aged, unnamed.values())
+            self._table.side_by_side(self._delete_aged, unnamed.values())
         self._recipes_looked = now
 
     def wipe(self) -> None:
         """Reads the whole table, once."""
         wanted: dict[str, Any] = {
             "ConsistentRead": True, "ProjectionExpression": "pk, sk",
-            "FilterExpression": "begins_with(pk, :job) OR begins_with(pk, :recipe)",
-            "ExpressionAttributeValues": {":job": {"S": "job#"}, ":recipe": {"S": "recipe#"}}}
-        for answer in self._open.pages("scan", **wanted):
-            self._open.delete_many(answer["Items"])
+            "FilterExpression": "begins_with(pk, :job) OR begins_with(pk, :recipe) OR "
+                                "begins_with(pk, :document) AND attribute_exists(#expires)",
+            "ExpressionAttributeNames": {"#expires": TTL_ATTRIBUTE},
+            "ExpressionAttributeValues": {":job": {"S": "job#"}, ":recipe": {"S": "recipe#"}, ":document": {"S": "doc#"}}}
+        for answer in self._table.pages("scan", **wanted):
+            self._table.delete_many(answer["Items"])
 
     # --- recipes, workers, leader --------------------------------------------------------------------------------
 
@@ -257,35 +283,35 @@ class DynamoStore(Store):
             raise InputError("recipe.too_large", f"The recipe takes more than {RECIPE_BYTES_MAX // 1000} KB.",
                              "Use fewer renditions or shorter settings.")
         now = time.time()
-        found = self._open.get(items.recipe_key(recipe_hash), "stored")
+        found = self._table.get(items.recipe_key(recipe_hash), "stored")
         if found is not None and float(found["stored"]["N"]) > now - self._grace / 2:
             return  # else a fresh time keeps it through the grace that its job needs
         place = items.recipe_place(recipe_hash, now)
-        self._open.put({**items.recipe_key(recipe_hash), "body": {"S": document}, "stored": {"N": f"{now:.6f}"},
+        self._table.put({**items.recipe_key(recipe_hash), "body": {"S": document}, "stored": {"N": f"{now:.6f}"},
                         "age_in": {"S": place.partition}, "age_at": {"S": place.at}})
 
     def get_recipe(self, recipe_hash: str) -> str:
-        found = self._open.get(items.recipe_key(recipe_hash), "body")
+        found = self._table.get(items.recipe_key(recipe_hash), "body")
         if found is None:
             raise LookupError(recipe_hash)
         return str(found["body"]["S"])
 
     def put_worker(self, worker: WorkerRecord) -> None:
         """One that is silent as long as finals are kept is forgotten: nodes come and go under names of their own."""
-        self._open.put({**items.worker_key(worker.name), "body": {"S": worker.encode()},
+        self._table.put({**items.worker_key(worker.name), "body": {"S": worker.encode()},
                         TTL_ATTRIBUTE: {"N": str(int(time.time() + self._keep_seconds))}})
 
     def workers(self) -> Sequence[WorkerRecord]:
-        pages = self._open.pages("query", ConsistentRead=True, KeyConditionExpression="pk = :workers",
+        pages = self._table.pages("query", ConsistentRead=True, KeyConditionExpression="pk = :workers",
                                  ExpressionAttributeValues={":workers": {"S": "workers"}})
         found = [WorkerRecord.decode(item["body"]["S"]) for page in pages for item in page["Items"]]
         return sorted(found, key=lambda worker: worker.name)
 
     def delete_worker(self, name: str) -> None:
-        self._open.call("delete_item", Key=items.worker_key(name))
+        self._table.call("delete_item", Key=items.worker_key(name))
 
     def leader(self) -> Leader:
-        found = self._open.get(items.LEADER_KEY, "body")
+        found = self._table.get(items.LEADER_KEY, "body")
         return Leader() if found is None else Leader.decode(found["body"]["S"])
 
     def swap_leader(self, leader: Leader, expected_version: int) -> None:
@@ -293,29 +319,35 @@ class DynamoStore(Store):
         item = {**items.LEADER_KEY, "version": {"N": str(leader.version)}, "body": body}
         try:
             if expected_version == 0:
-                self._open.put(item, "attribute_not_exists(pk)")
+                self._table.put(item, "attribute_not_exists(pk)")
             else:
-                self._open.put(item, "version = :expected", {":expected": {"N": str(expected_version)}})
+                self._table.put(item, "version = :expected", {":expected": {"N": str(expected_version)}})
         except Refused as refused:
             if refused.item is None or refused.item["body"] != body or not leader.write_id:
                 raise Conflict("leader") from None
+
+    # --- documents -----------------------------------------------------------------------------------------------
+
+    def document(self, kind: str, scope: str, name: str) -> Document | None:
+        return self._documents.get(kind, scope, name)
+
+    def documents(self, kind: str, scope: str) -> Sequence[Document]:
+        return self._documents.all(kind, scope)
+
+    def put_document(self, document: Document, expected_version: int | None) -> None:
+        self._documents.put(document, expected_version)
+
+    def delete_document(self, kind: str, scope: str, name: str, expected_version: int | None = None) -> bool:
+        return self._documents.delete(kind, scope, name, expected_version)
 
     # --- the service ---------------------------------------------------------------------------------------------
 
     def ping(self) -> None:
         """Writes for real: one unit."""
-        self._open.put(items.PING_KEY)
+        self._table.put(items.PING_KEY)
 
     def close(self) -> None:
-        if not self._closed:
-            self._closed = True
-            self._table.client.close()
-
-    @property
-    def _open(self) -> Table:
-        if self._closed:
-            raise StoreUnavailable("The store is closed.")
-        return self._table
+        self._table.close()
 
 
 def _listed(query: JobQuery) -> Range:

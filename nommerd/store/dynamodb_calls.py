@@ -39,6 +39,13 @@ class Table:
     def __init__(self, client: Any, name: str) -> None:
         self.client = client
         self.name = name
+        self._closed = False
+
+    def close(self) -> None:
+        """Let go of the connections; later calls raise. Safe to call twice."""
+        if not self._closed:
+            self._closed = True
+            self.client.close()
 
     def get(self, key: Item, *attributes: str) -> Item | None:
         """These attributes of an item as it is now, None where there is none."""
@@ -56,6 +63,13 @@ class Table:
         if values:
             more["ExpressionAttributeValues"] = values
         self.call("put_item", Item=item, **more)
+
+    def delete(self, key: Item, condition: str | None = None, values: Item | None = None) -> bool:
+        """Delete the item, if the condition on it holds; whether one was there. Raises Refused, also where none is there."""
+        more: dict[str, Any] = {} if values is None else {"ExpressionAttributeValues": values}
+        if condition is not None:
+            more |= {"ConditionExpression": condition, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
+        return bool(self.call("delete_item", Key=key, ReturnValues="ALL_OLD", **more).get("Attributes"))
 
     def delete_if(self, key: Item, attribute: str, value: str) -> bool:
         """Delete the item if it is there and the attribute has this text; whether it did."""
@@ -144,6 +158,8 @@ class Table:
 
     def call(self, operation: str, *, named: bool = True, **arguments: Any) -> dict[str, Any]:
         """One call of the service, its errors as ours. Raises Refused where a condition does not hold."""
+        if self._closed:
+            raise StoreUnavailable("The store is closed.")
         if named:
             arguments["TableName"] = self.name
         try:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from zlib import crc32
 
 from nommerd.errors import InputError
-from nommerd.job import Job, Key, Sweep
+from nommerd.job import Job, JobState, Key, Sweep
+from nommerd.store.base import Ending
 from nommerd.store.cursor import Cursor
-from nommerd.store.dynamodb_table import AGE, CREATED, INDEXES, STATE, SWEEP, TTL_ATTRIBUTE, WEBHOOK
+from nommerd.store.dynamodb_table import AGE, CREATED, ENDED, INDEXES, STATE, SWEEP, TTL_ATTRIBUTE, WEBHOOK
 
 SHARDS = 4  # partitions of each index; may grow: what is stored stays in those it is in
 KEY_BYTES_MAX = 1024  # of a sort key; AWS allows partition keys twice as much
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _TIME_MAX = 10**17 - 1  # microseconds, in 17 digits
 Item = dict[str, dict[str, Any]]  # attribute -> {type: value}, as the service has it
 
@@ -42,6 +45,11 @@ def worker_key(name: str) -> Item:
     return _key("workers", name)
 
 
+def document_key(kind: str, scope: str, name: str) -> Item:
+    """The primary key of a document: those of one kind and scope are in one partition."""
+    return _key(f"doc#{_plain(kind)}#{_plain(scope)}", name)
+
+
 LEADER_KEY: Item = {"pk": {"S": "leader"}, "sk": {"S": "leader"}}
 PING_KEY: Item = {"pk": {"S": "ping"}, "sk": {"S": "ping"}}
 
@@ -62,6 +70,7 @@ def job_item(job: Job, keep_seconds: float) -> Item:
     if job.error is not None:
         item["code"] = {"S": job.error.code}
     if job.finished is not None:
+        item["state"] = {"S": job.state.value}
         item[TTL_ATTRIBUTE] = {"N": str(int(job.finished.timestamp() + keep_seconds))}
     return item
 
@@ -77,13 +86,21 @@ def places(job: Job) -> dict[str, Place]:
     if job.webhook_at is not None:
         found[WEBHOOK] = Place(f"{shard}", due(job.webhook_at, job.key))
     if job.finished is not None:
-        found[AGE] = Place(f"final#{shard}", due(job.finished.timestamp(), job.key))
+        ended = due(job.finished.timestamp(), job.key)
+        found |= {AGE: Place(f"final#{shard}", ended), ENDED: Place(f"{_plain(job.project)}#{shard}", ended)}
     return found
 
 
 def recipe_place(recipe_hash: str, stored: float) -> Place:
     """Where a recipe stands in the index by age. One partition: it is written at most twice an hour for each recipe."""
     return Place(RECIPE_PARTITION, f"{moment(stored)}#{recipe_hash}")
+
+
+def document_place(kind: str, scope: str, name: str, expires: float) -> Place:
+    """Where a document that expires stands in the index by age. Its key may be longer than there is room: a sum of it spreads
+    those of one moment well enough."""
+    whole = f"{kind}#{_plain(scope)}#{name}".encode()
+    return Place(f"document#{crc32(whole) % SHARDS}", f"{moment(expires)}#{crc32(whole):08x}")
 
 
 def created_partitions(project: str) -> list[str]:
@@ -101,8 +118,14 @@ def sweep_partitions(kind: Sweep) -> list[str]:
     return [f"{kind.name}#{shard}" for shard in range(SHARDS)]
 
 
+def ended_partitions(project: str) -> list[str]:
+    """The partitions of the index by end that hold a project's jobs."""
+    return [f"{_plain(project)}#{shard}" for shard in range(SHARDS)]
+
+
 WEBHOOK_PARTITIONS = [f"{shard}" for shard in range(SHARDS)]
 FINAL_PARTITIONS = [f"final#{shard}" for shard in range(SHARDS)]
+DOCUMENT_PARTITIONS = [f"document#{shard}" for shard in range(SHARDS)]
 RECIPE_PARTITION = "recipe"
 
 
@@ -123,6 +146,12 @@ def moment(seconds: float, more: int = 0) -> str:
 def due(seconds: float, key: Key) -> str:
     """The sort key of what becomes due: by time, then by the job's key."""
     return f"{moment(seconds)}#{_plain(key.project)}#{key.id}"
+
+
+def ending(entry: Item) -> Ending:
+    """How a job ended, of its entry in the index by end."""
+    at = _EPOCH + timedelta(microseconds=int(entry["age_at"]["S"].partition("#")[0]))
+    return Ending(at, JobState(entry["state"]["S"]), entry["code"]["S"] if "code" in entry else None)
 
 
 def label(name: str, value: str) -> str:

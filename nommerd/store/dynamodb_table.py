@@ -11,8 +11,9 @@ CREATED = "created"  # jobs of a project, by the time they were made
 STATE = "state"  # jobs of a project in one state, by the time they were made
 SWEEP = "sweep"  # jobs of all projects the sweeper must look at, by when
 WEBHOOK = "webhook"  # jobs of all projects with an event for their receiver, by when it is due
-AGE = "age"  # finals by when they ended; recipes by when they were stored
-TTL_ATTRIBUTE = "expires"  # of finals: epoch seconds from which on AWS may delete them
+AGE = "age"  # of all projects: finals by when they ended, documents by when they expire; recipes by when they were stored
+ENDED = "ended"  # finals of a project, by when they ended
+TTL_ATTRIBUTE = "expires"  # of finals, heartbeats and some documents: epoch seconds from which on AWS may delete them
 
 INDEXES: dict[str, tuple[str, str, tuple[str, ...]]] = {  # name -> partition key, sort key, what else the entry holds
     CREATED: ("created_in", "created_at", ("preset", "labels", "code", "recipe")),
@@ -20,6 +21,7 @@ INDEXES: dict[str, tuple[str, str, tuple[str, ...]]] = {  # name -> partition ke
     SWEEP: ("sweep_in", "sweep_at", ("age_in",)),
     WEBHOOK: ("webhook_in", "webhook_at", ()),
     AGE: ("age_in", "age_at", ()),
+    ENDED: ("ended_in", "age_at", ("state", "code")),
 }
 
 

@@ -22,6 +22,7 @@ from nommerd.store.base import (
     Store,
     UnknownJob,
     WorkerRecord,
+    storable,
 )
 from nommerd.store.cursor import Cursor
 
@@ -131,6 +132,7 @@ class MemoryStore(Store):
 
     def put_document(self, document: Document, expected_version: int | None) -> None:
         key = (document.kind, document.scope, document.name)
+        storable(document)
         found = self._documents.get(key)
         if found != document and expected_version not in (None, found.version if found else 0):
             raise Conflict(document.name)

@@ -1,4 +1,5 @@
-"""The store for accounts that still have SimpleDB: one domain, an item for each job, recipe and worker, and the leader.
+"""The store for accounts that still have SimpleDB: one domain, an item for each job, recipe,
+document and worker, and the leader.
 
 A job's item holds the record's JSON in parts, and beside it what is searched for (simpledb_items). A write replaces all of
 it in one call, on the condition that `version` is the one that was read; a select finds jobs by ranges of texts that sort
@@ -29,6 +30,8 @@ from nommerd.store import simpledb_select as searches
 from nommerd.store.base import (
     RECIPE_GRACE_SECONDS,
     Conflict,
+    Document,
+    Ending,
     JobExists,
     JobPage,
     JobQuery,
@@ -39,6 +42,7 @@ from nommerd.store.base import (
     WorkerRecord,
 )
 from nommerd.store.cursor import Cursor
+from nommerd.store.simpledb_documents import Documents
 from nommerd.store.simpledb_domain import PAGE_MAX, Absent, Attributes, Domain, Mismatch, Row
 from nommerd.store.simpledb_items import (
     LEADER_ITEM,
@@ -46,6 +50,7 @@ from nommerd.store.simpledb_items import (
     VERSION,
     Torn,
     document,
+    ending,
     item_name,
     job_attributes,
     job_item,
@@ -53,7 +58,8 @@ from nommerd.store.simpledb_items import (
     nameable,
 )
 from nommerd.store.simpledb_recipes import Recipes
-from nommerd.store.simpledb_select import PLACE, STATE, STATE_IN, Where
+from nommerd.store.simpledb_select import CODE, ENDED, PLACE, STATE, STATE_IN, Where
+from nommerd.store.simpledb_texts import Texts
 
 T = TypeVar("T")
 WORKER = "worker"
@@ -71,7 +77,9 @@ class SimpleStore(Store):
     def __init__(self, client: Any, domain: str, recipe_grace_seconds: float = RECIPE_GRACE_SECONDS) -> None:
         """Raises ConfigError where the domain is missing or may not be written; a service out of reach may come back."""
         self._domain = Domain(client, domain)
-        self._recipes = Recipes(self._domain, recipe_grace_seconds)
+        self._texts = Texts(self._domain, recipe_grace_seconds)
+        self._recipes = Recipes(self._domain, self._texts, recipe_grace_seconds)
+        self._documents = Documents(self._domain, self._texts)
         with suppress(StoreUnavailable):
             self.ping()
 
@@ -118,6 +126,14 @@ class SimpleStore(Store):
         counts = zip(JobState, Pool(len(JobState)).map(counted, JobState), strict=True)
         return {state: count for state, count in counts if count}
 
+    def oldest_pending(self, project: str) -> datetime | None:
+        return next((job.created for job in self._jobs(searches.oldest(project, JobState.PENDING), 1)), None)
+
+    def endings(self, project: str, since: datetime, limit: int) -> Sequence[Ending]:
+        columns = ", ".join(map(searches.quoted_name, (ENDED, STATE, CODE)))
+        rows = self._domain.select(columns, searches.ended(project, since), limit)
+        return [ending(row.attributes) for row in islice(rows, limit)]
+
     def unfinished(self, limit: int) -> int:
         return self._domain.count(searches.one_of(STATE, sorted(set(JobState) - FINAL)), at_most=limit)
 
@@ -132,6 +148,8 @@ class SimpleStore(Store):
         found = builtins.list(islice(rows, limit))
         deleted = Pool(DELETES_AT_ONCE).map(lambda row: self._delete_unchanged(row.name, row.attributes[VERSION]), found)
         self._recipes.delete_unnamed()
+        self._documents.delete_expired()
+        self._texts.delete_unread()
         return sum(deleted)
 
     def _delete_unchanged(self, item: str, version: str) -> bool:
@@ -176,9 +194,23 @@ class SimpleStore(Store):
             if not leader.write_id or self.leader().write_id != leader.write_id:  # else our own write, its answer lost
                 raise Conflict("leader") from None
 
+    def document(self, kind: str, scope: str, name: str) -> Document | None:
+        return self._documents.get(kind, scope, name)
+
+    def documents(self, kind: str, scope: str) -> Sequence[Document]:
+        return self._documents.all(kind, scope)
+
+    def put_document(self, document: Document, expected_version: int | None) -> None:
+        self._documents.put(document, expected_version)
+
+    def delete_document(self, kind: str, scope: str, name: str, expected_version: int | None = None) -> bool:
+        return self._documents.delete(kind, scope, name, expected_version)
+
     def wipe(self) -> None:
         self._domain.delete_all(PLACE)
         self._recipes.wipe()
+        self._documents.wipe_expiring()
+        self._texts.wipe_unread()
 
     def ping(self) -> None:
         """Writes for real: SimpleDB may refuse writes alone, and so may a policy."""

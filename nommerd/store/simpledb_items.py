@@ -13,11 +13,13 @@ from collections.abc import Mapping, Sequence
 from urllib.parse import quote
 
 from nommerd.errors import InfrastructureError
-from nommerd.job import Job, Key
+from nommerd.job import Job, JobState, Key
+from nommerd.store.base import Ending
 from nommerd.store.cursor import microseconds
 from nommerd.store.simpledb_domain import PAIRS_MAX, VALUE_BYTES, Attributes
 from nommerd.store.simpledb_select import (
     CODE,
+    ENDED,
     FINISHED,
     LABEL,
     NEVER,
@@ -28,6 +30,8 @@ from nommerd.store.simpledb_select import (
     STATE_IN,
     SWEEP,
     WEBHOOK,
+    ended_at,
+    ended_text,
     named,
     padded,
     place,
@@ -94,6 +98,7 @@ def job_attributes(job: Job) -> Attributes:
         CODE: named(code),
         RECIPE: named(job.recipe),
         FINISHED: NEVER if job.finished is None else padded(microseconds(job.finished)),
+        ENDED: ended_text(job.project, job.finished),
         SWEEP: sweep_text(job.sweep, job.sweep_at, job.key),
         WEBHOOK: webhook_text(job.webhook_at, job.key),
         **{LABEL + name: named(value) for name, value in job.labels.items()},
@@ -104,6 +109,12 @@ def job_attributes(job: Job) -> Attributes:
                                   f"The record of job {job.id} has more labels, or longer names, than SimpleDB takes.",
                                   retryable=False)
     return attributes
+
+
+def ending(attributes: Mapping[str, str]) -> Ending:
+    """How a job ended, of three of its item's attributes."""
+    code = attributes[CODE]
+    return Ending(ended_at(attributes[ENDED]), JobState(attributes[STATE]), None if code == NEVER else code[1:])
 
 
 def split(text: str) -> list[str]:

@@ -8,7 +8,7 @@ such a text has a fixed width or cannot hold the separator.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from urllib.parse import quote
 
 from nommerd.job import Job, Key, Sweep
@@ -19,11 +19,12 @@ Where = str  # what follows `where`, with its `order by`
 NEVER = "~"  # after every number, so no range finds it
 COMPARISONS_MAX = 20  # in one expression
 TEXT_BYTES = 1000  # of a value that is compared; SimpleDB takes 1,024
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _OFFSET = 10**18  # makes every time a number of 19 digits, those before 1970 too
 _AFTER_SLASH = "0"  # the character behind "/"
 
 PLACE, STATE, STATE_IN, PRESET, CODE, RECIPE = "place", "state", "state_in", "preset", "code", "recipe"
-FINISHED, SWEEP, WEBHOOK, LABEL = "finished", "sweep", "webhook", "label:"
+FINISHED, ENDED, SWEEP, WEBHOOK, LABEL = "finished", "ended", "sweep", "webhook", "label:"
 
 
 def quoted(value: str) -> str:
@@ -97,6 +98,27 @@ def webhooks_due(now: float, after: Job | None) -> Where:
 def finals(finished_before: datetime) -> Where:
     """Jobs that ended before then, oldest first."""
     return within(FINISHED, "", padded(microseconds(finished_before)))
+
+
+def ended_text(project: str, finished: datetime | None) -> str:
+    """Where a job stands among its project's finals; NEVER for one that is none."""
+    return NEVER if finished is None else f"{_escaped(project)}/{padded(microseconds(finished))}"
+
+
+def ended_at(text: str) -> datetime:
+    """When a job ended, of its `ended_text`."""
+    return _EPOCH + timedelta(microseconds=int(text.rpartition("/")[2]) - _OFFSET)
+
+
+def ended(project: str, since: datetime) -> Where:
+    """A project's jobs that ended at or after then, newest first."""
+    return within(ENDED, ended_text(project, since), f"{_escaped(project)}{_AFTER_SLASH}", order="desc")
+
+
+def oldest(project: str, state: str) -> Where:
+    """A project's jobs in a state, oldest first."""
+    found = within(PLACE, f"{_escaped(project)}/", f"{_escaped(project)}{_AFTER_SLASH}")
+    return f"{compared(STATE_IN, '=', state_in(project, state))} and {found}"
 
 
 def one_of(name: str, values: Iterable[str]) -> Where:

@@ -28,6 +28,8 @@ from nommerd.store.base import (
     StoreUnavailable,
     UnknownJob,
     WorkerRecord,
+    keyable,
+    storable,
 )
 from nommerd.store.cursor import Cursor, microseconds
 
@@ -187,15 +189,20 @@ class SqliteStore(Store):
         self._write(run)
 
     def document(self, kind: str, scope: str, name: str) -> Document | None:
+        if not keyable(kind, scope, name):
+            return None
         row = self._read(lambda db: db.execute(f"{_DOCUMENT} AND name = ?", (kind, scope, name)).fetchone())
         return None if row is None else _document(kind, scope, row)
 
     def documents(self, kind: str, scope: str) -> Sequence[Document]:
+        if not keyable(kind, scope):
+            return []
         rows = self._read(lambda db: db.execute(f"{_DOCUMENT} ORDER BY name", (kind, scope)).fetchall())
         return [_document(kind, scope, row) for row in rows]
 
     def put_document(self, document: Document, expected_version: int | None) -> None:
         key = (document.kind, document.scope, document.name)
+        storable(document)
 
         def run(db: sqlite3.Connection) -> None:
             row = db.execute(f"{_DOCUMENT} AND name = ?", key).fetchone()
@@ -207,6 +214,9 @@ class SqliteStore(Store):
         self._write(run)
 
     def delete_document(self, kind: str, scope: str, name: str, expected_version: int | None = None) -> bool:
+        if not keyable(kind, scope, name):
+            return False
+
         def run(db: sqlite3.Connection) -> bool:
             row = db.execute(f"{_DOCUMENT} AND name = ?", (kind, scope, name)).fetchone()
             if row is not None and expected_version not in (None, row[1]):

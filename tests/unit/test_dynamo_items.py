@@ -62,8 +62,9 @@ def test_only_finals_expire_so_many_seconds_after_they_ended_and_a_retry_keeps_t
 
 
 def test_a_settled_job_without_anything_to_tell_is_in_no_index_of_things_due() -> None:
-    assert set(items.places(lifecycle.cancel(NOON)(job()))) == {"created", "state", "age"}
-    assert set(items.places(lifecycle.cancel(NOON)(job(notify_url="https://h/x")))) == {"created", "state", "age", "webhook"}
+    assert set(items.places(lifecycle.cancel(NOON)(job()))) == {"created", "state", "age", "ended"}
+    told = lifecycle.cancel(NOON)(job(notify_url="https://h/x"))
+    assert set(items.places(told)) == {"created", "state", "age", "ended", "webhook"}
 
 
 def test_keys_sort_as_times_do_to_the_microsecond_and_then_by_the_jobs_key() -> None:

@@ -25,8 +25,8 @@ from nommerd.store.base import Conflict, JobExists, JobQuery, Leader, StoreUnava
 from nommerd.store.simpledb import SimpleStore
 from nommerd.store.simpledb_domain import domain
 from nommerd.store.simpledb_items import PART_BYTES, document, job_attributes, job_item, joined, split
-from nommerd.store.simpledb_recipes import GROUP_PARTS
 from nommerd.store.simpledb_select import COMPARISONS_MAX, listed, padded, quoted, quoted_name
+from nommerd.store.simpledb_texts import GROUP_PARTS
 from tests.emulator import ACCESS_KEY, REGION, account
 from tests.rig import free_port
 from tests.simpledb_select import parse
@@ -415,7 +415,7 @@ class TestRecipes:
         store.put_recipe("unnamed", self.LARGE)
         named = items(client, "recipe/named%")
         client.put_attributes(DomainName=D, ItemName="recipe/named/othergeneration/0000",
-                              Attributes=[{"Name": "recipe_written", "Value": padded(0)}])
+                              Attributes=[{"Name": "text_written", "Value": padded(0)}])
         put(store, recipe="named")
         store.delete_finals(NOON, 5)
         assert items(client, "recipe/%") == named
@@ -450,7 +450,7 @@ class TestRecipes:
         assert store.get_recipe("h") == "{}"
 
     def test_each_is_looked_at_in_its_turn_however_many_there_are(self, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("nommerd.store.simpledb_recipes.CHECKED", 3)
+        monkeypatch.setattr("nommerd.store.simpledb_texts.CHECKED", 3)
         store = SimpleStore(client, D, recipe_grace_seconds=0.0)
         for number in range(8):
             store.put_recipe(f"h{number}", "{}")
