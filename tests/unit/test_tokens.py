@@ -76,7 +76,8 @@ def test_no_slip_of_one_character_is_well_formed() -> None:
     for place in range(len(text)):
         for character in "aZ0_é":
             assert text[place] == character or not well_formed(text[:place] + character + text[place + 1:])
-    for wrong in ("", "nommerd_", text[:-1], text + "a", text.upper(), "a" * 44, "nommerd_" + "\udcff" * 36, text.replace("_", "-")):
+    for wrong in ("", "nommerd_", text[:-1], text + "a", text.upper(), "a" * 44, "nommerd_" + "\udcff" * 36,
+                  text.replace("_", "-")):
         assert not well_formed(wrong)
 
 
@@ -253,7 +254,7 @@ def test_projects_are_those_that_have_tokens_and_the_configured_ones(scene: Scen
 
 
 def test_a_token_that_cannot_be_read_opens_nothing_and_hides_no_other(scene: Scene) -> None:
-    token_id, text = scene.make()
+    _, text = scene.make()
     [document] = scene.store.documents("token", "")
     other, other_text = scene.make()
     scene.store.put_document(Document(kind="token", scope="", name=document.name, body='{"scopes": ["all"]}', version=2), None)

@@ -12,8 +12,10 @@ from nommerd.api.app import create_app
 from nommerd.api.auth import Gate, Hosts
 from nommerd.api.job_routes import job_routes
 from nommerd.api.jobs import Jobs
+from nommerd.api.media import media_routes
 from nommerd.api.pages import page_routes
 from nommerd.api.recipes import Recipes
+from nommerd.api.tokens import token_routes
 from nommerd.api.waiters import Waiters
 from nommerd.bus.base import Bus
 from nommerd.bus.memory import MemoryBus
@@ -29,6 +31,7 @@ from nommerd.sending import Sending
 from nommerd.storage import build_registry
 from nommerd.store.base import Store
 from nommerd.store.memory import MemoryStore
+from nommerd.tokens import Tokens
 
 TOKEN = "a-token-for-tests"
 COPY = """\
@@ -105,8 +108,10 @@ class Api:
         self.jobs = Jobs(store=self.store, sending=self.sending, storage=build_registry([self.media], egress, 10**9),
                          recipes=Recipes(self.store, lambda project: self.catalog), keyring=self.keyring, waiters=self.waiters,
                          check_notify=lambda url: egress.check(url, "webhook"), on_change=self.changed.append)
-        gate = Gate([Secret(TOKEN)], Hosts("127.0.0.1", ["media.example:8001", "other.example"]))
-        self.app = create_app([*job_routes(self.jobs), *page_routes(self._ready)], gate)
+        self.tokens = Tokens(self.store)
+        gate = Gate([Secret(TOKEN)], Hosts("127.0.0.1", ["media.example:8001", "other.example"]), stored=self.tokens)
+        self.app = create_app([*job_routes(self.jobs), *token_routes(self.tokens), *media_routes(self.jobs),
+                               *page_routes(self._ready)], gate)
 
     def _ready(self) -> None:
         if self.not_ready is not None:
