@@ -7,8 +7,8 @@ A received message is a handle: whoever holds it deletes it (`ack`), gives it ba
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from nommerd.errors import InfrastructureError
 from nommerd.job import Priority
@@ -18,7 +18,8 @@ RECEIVE_VISIBILITY_SECONDS = 10.0  # how long a received message is hidden until
 MAX_RECEIVES = 100  # then it is a dead letter: a far backstop, the record decides about attempts
 
 
-_RANKS = {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
+PRIORITIES = (Priority.HIGH, Priority.NORMAL, Priority.LOW)  # by rank
+_RANKS = {priority: rank for rank, priority in enumerate(PRIORITIES)}
 
 
 def rank(message: Message) -> int:
@@ -62,6 +63,12 @@ class Depth:
     in_flight: int = 0
     delayed: int = 0
     dead: int = 0
+    waiting: tuple[int, ...] = field(default=(0, 0, 0), compare=False)  # those visible or delayed, by rank
+
+    @property
+    def by_priority(self) -> dict[Priority, int]:
+        """How many messages wait, by priority."""
+        return {priority: self.waiting[place] for priority, place in _RANKS.items()}
 
 
 class Queue(ABC):

@@ -26,9 +26,13 @@ T = TypeVar("T")
 ALIVE, EXHAUSTED, UNDECODABLE = 0, 1, 2  # the column `dead`
 _INSERT = "INSERT INTO messages (queue, id, priority, body, visible_at) VALUES (?, ?, ?, ?, ?)"
 _NEXT = "SELECT min(visible_at) FROM messages WHERE queue = ? AND dead = ?"
+_VISIBLE = """SELECT priority, count(*) FROM messages INDEXED BY messages_by_turn
+              WHERE queue = ? AND dead = ? AND visible_at <= ? GROUP BY priority"""
 _TAKE = """UPDATE messages SET visible_at = ?, received = received + ?, receipt = ? WHERE seq IN (
                SELECT seq FROM messages WHERE queue = ? AND dead = ? AND visible_at <= ? ORDER BY priority, seq LIMIT ?)
            RETURNING priority, seq, id, body, received"""
+_WAITING = """SELECT priority, count(*) FROM messages
+              WHERE queue = ? AND dead = 0 AND (visible_at <= ? OR receipt IS NULL) GROUP BY priority"""
 _BURY = "UPDATE messages SET dead = ?, received = received - 1, receipt = NULL, visible_at = 0 WHERE seq = ?"
 _SHOW = "UPDATE messages SET visible_at = ?, receipt = ? WHERE seq = ? AND receipt = ?"
 _DELETE = "DELETE FROM messages WHERE seq = ? AND receipt = ?"
@@ -122,11 +126,13 @@ class SqliteQueue(Queue):
 
         def run(db: sqlite3.Connection) -> Depth:
             count = "SELECT count(*) FROM messages WHERE queue = ? AND dead"
-            visible, = db.execute(f"{count} = 0 AND visible_at <= ?", (self._name, now)).fetchone()
+            visible = dict(db.execute(_VISIBLE, (self._name, ALIVE, now)).fetchall())
             in_flight, = db.execute(f"{count} = 0 AND visible_at > ? AND receipt IS NOT NULL", (self._name, now)).fetchone()
             delayed, = db.execute(f"{count} = 0 AND visible_at > ? AND receipt IS NULL", (self._name, now)).fetchone()
             dead, = db.execute(f"{count} > 0", (self._name,)).fetchone()
-            return Depth(visible=visible, in_flight=in_flight, delayed=delayed, dead=dead)
+            ranks = dict(db.execute(_WAITING, (self._name, now)).fetchall())
+            return Depth(visible=visible, in_flight=in_flight, delayed=delayed, dead=dead,
+                         waiting=tuple(ranks.get(place, 0) for place in range(3)))
 
         return self._read(run)
 

@@ -15,11 +15,22 @@ from typing import Any
 import gevent
 
 from nommerd import logs
-from nommerd.bus.base import MAX_RECEIVES, RECEIVE_VISIBILITY_SECONDS, Bus, BusUnavailable, Delivery, Depth, Queue, rank
+from nommerd.bus.base import (
+    MAX_RECEIVES,
+    PRIORITIES,
+    RECEIVE_VISIBILITY_SECONDS,
+    Bus,
+    BusUnavailable,
+    Delivery,
+    Depth,
+    Queue,
+    rank,
+)
 from nommerd.bus.sqs_calls import SETUP, Batches, Refused, at_start, call, code_of, missing, ours
 from nommerd.bus.sqs_polls import BATCH, Polls
 from nommerd.bus.sqs_queues import change_queue, dead_queue, job_queues
 from nommerd.errors import ConfigError
+from nommerd.job import Priority
 from nommerd.messages import Message, UndecodableMessage, decode, encode
 from nommerd.watch import Clock, boot_clock
 
@@ -228,7 +239,9 @@ class SqsQueue(Queue):
         asked = [gevent.spawn(_outcome, source.depth) for source in (*self.sources, self.dead)]
         *alive, dead = [_value(greenlet) for greenlet in asked]
         visible, in_flight, delayed = (sum(counts) for counts in zip(*alive, strict=True))
-        return Depth(visible=visible, in_flight=in_flight, delayed=delayed, dead=sum(dead))
+        ranks = [counts[0] + counts[2] for counts in alive]
+        return Depth(visible=visible, in_flight=in_flight, delayed=delayed, dead=sum(dead),
+                     waiting=tuple(ranks) if len(ranks) > 1 else (0, *ranks, 0))
 
     def purge(self) -> None:
         """See the contract. On AWS it takes up to a minute until all is gone; what is sent meanwhile may go too."""

@@ -68,6 +68,12 @@ class TestSendAndReceive:
         assert bus.jobs.receive(1, 0.05) == []
         assert bus.jobs.depth() == Depth(in_flight=1)
 
+    def test_what_waits_is_counted_by_priority(self, bus: Bus) -> None:
+        for number, priority in enumerate((Priority.HIGH, Priority.LOW, Priority.LOW, Priority.NORMAL)):
+            bus.jobs.send(JobMessage(id=str(number), priority=priority))
+        receive_one(bus.jobs)
+        assert bus.jobs.depth().by_priority == {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
+
     def test_an_empty_queue_gives_nothing_after_the_wait(self, bus: Bus) -> None:
         begun = time.monotonic()
         assert bus.jobs.receive(1, 0.2) == []
@@ -244,6 +250,21 @@ class TestDepthAndPurge:
         depth = bus.jobs.depth()
         assert (depth.visible, hidden(depth)) == (3, 4)
         assert depth.in_flight >= 2 and depth.delayed >= 1
+
+    def test_visible_messages_are_counted_by_priority(self, bus: Bus) -> None:
+        nothing = {Priority.HIGH: 0, Priority.NORMAL: 0, Priority.LOW: 0}
+        assert bus.jobs.depth().by_priority == nothing
+        for priority, count in ((Priority.LOW, 3), (Priority.HIGH, 2), (Priority.NORMAL, 1)):
+            for number in range(count):
+                bus.jobs.send(JobMessage(id=f"{priority}{number}", priority=priority))
+        bus.jobs.send(JobMessage(id="later", priority=Priority.HIGH), delay_seconds=60)
+        assert bus.jobs.depth().by_priority == {Priority.HIGH: 2, Priority.NORMAL: 1, Priority.LOW: 3}
+        held = receive_one(bus.jobs)
+        assert bus.jobs.depth().by_priority == {Priority.HIGH: 1, Priority.NORMAL: 1, Priority.LOW: 3}
+        held.release()
+        assert bus.jobs.depth().by_priority == {Priority.HIGH: 2, Priority.NORMAL: 1, Priority.LOW: 3}
+        bus.changes.send(ChangeMessage(id="a"))
+        assert bus.changes.depth().by_priority == nothing | {Priority.NORMAL: 1}
 
     def test_a_message_whose_time_has_come_counts_as_visible(self, bus: Bus) -> None:
         bus.jobs.send(JobMessage(id="a"))
