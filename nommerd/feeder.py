@@ -18,11 +18,13 @@ from gevent.pool import Pool
 from nommerd import logs, sqlite
 from nommerd.api.app import create_app
 from nommerd.api.auth import EVERYBODY, Gate, Hosts, Networks
+from nommerd.api.catalog import catalog_routes
 from nommerd.api.events import event_routes
 from nommerd.api.job_routes import job_routes
 from nommerd.api.jobs import Jobs
 from nommerd.api.log import log_routes
 from nommerd.api.media import media_routes
+from nommerd.api.openapi import openapi_route
 from nommerd.api.original import Original, check_nommers
 from nommerd.api.pages import page_routes
 from nommerd.api.recipes import Recipes
@@ -35,6 +37,7 @@ from nommerd.aws.clients import Clients
 from nommerd.bus import open_bus
 from nommerd.bus.base import Bus, Delivery
 from nommerd.catalog import Catalog, load_stages
+from nommerd.catalogs import Catalogs
 from nommerd.config import Settings
 from nommerd.deliveries import Deliveries
 from nommerd.errors import ConfigError, InfrastructureError, ManyErrors, NommerdError
@@ -103,7 +106,8 @@ class Feeder:
         self.sweeper = Sweeper(store, bus, self.sending, LeaseWatch(me=me), self.changed,
                                max_attempts=settings.worker.max_attempts,
                                abandon_after_seconds=settings.jobs.abandon_after_seconds)
-        jobs = Jobs(store=store, sending=self.sending, storage=storage, recipes=Recipes(store, lambda project: catalog),
+        catalogs = Catalogs(store, catalog)
+        jobs = Jobs(store=store, sending=self.sending, storage=storage, recipes=Recipes(store, catalogs.of, catalogs.look),
                     keyring=keyring, check_notify=lambda url: egress.check(url, "webhook"), on_change=self.changed,
                     waiters=self.waiters)
         self.watching = watch(jobs.submit, lambda: self.leadership.leads) if watch is not None else None
@@ -120,9 +124,11 @@ class Feeder:
             *webhook_routes(Webhooks(store=store, secrets=hook_secrets, check=lambda url: egress.check(url, "webhook"),
                                      send=send, kick=self.deliveries.kick)),
             *token_routes(self.tokens),
+            *catalog_routes(catalogs, store),
             *media_routes(jobs),
             *page_routes(self._ready),
         ]
+        self.routes.append(openapi_route(self.routes))
         self._server = Server(settings.api.host, settings.api.port, create_app(self.routes, gate, original))
         self._next_retention = time.monotonic()
 

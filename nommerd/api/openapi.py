@@ -7,9 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from apispec import APISpec
 from pydantic import BaseModel
-from pydantic.json_schema import models_json_schema
 
 from nommerd import __version__
 from nommerd.api.answers import Problem
@@ -26,12 +24,12 @@ DESCRIPTION = ("Jobs, presets, pipelines and workers of a nommerd feeder. Send `
 
 
 def openapi_route(routes: Sequence[Route]) -> Route:
-    """GET /openapi.json, which describes these routes and itself."""
+    """GET /openapi.json, which describes these routes, and itself once it is one of them."""
     made: list[dict[str, Any]] = []
 
     def show(call: Call) -> Answer:
         if not made:
-            made.append(document([*routes, route]))
+            made.append(document(routes))
         return Answer(value=made[0])
 
     route = Route(method="GET", path="/openapi.json", scope=None, handle=show, summary="This description.", answers={200: None})
@@ -40,6 +38,8 @@ def openapi_route(routes: Sequence[Route]) -> Route:
 
 def document(routes: Iterable[Route]) -> dict[str, Any]:
     """The OpenAPI document of these routes."""
+    from apispec import APISpec  # few ask for it: it need not be in memory
+
     described = [route for route in routes if route.path != "/" and not route.path.startswith("/static/")]
     spec = APISpec(title="nommerd", version=__version__, openapi_version=OPENAPI_VERSION,
                    info={"description": DESCRIPTION, "license": {"name": "BSD-3-Clause", "identifier": "BSD-3-Clause"}})
@@ -59,6 +59,8 @@ def _models(route: Route) -> list[type[BaseModel]]:
 
 def _schemas(routes: Iterable[Route]) -> dict[str, Any]:
     """Every model by its name, and those that it holds."""
+    from pydantic.json_schema import models_json_schema
+
     models = {model: "validation" if model is route.request else "serialization"
               for route in routes for model in _models(route)} | {Problem: "serialization"}
     _, defined = models_json_schema(list(models.items()), ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
