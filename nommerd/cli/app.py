@@ -31,6 +31,7 @@ COMMANDS = {  # name -> module of nommerd.cli that has it under that name, and i
     "config": ("configure", "Check and show the configuration; make a key."),
     "feeder": ("daemons", "The daemon that takes jobs over HTTP."),
     "worker": ("daemons", "The daemon that encodes."),
+    "tokens": ("tokens", "Make, list and revoke tokens of the API."),
     "webhooks": ("webhooks", "Failing receivers; test one, send events again, the secret."),
     "wipe": ("wipe", "Delete every job and empty both queues."),
     "aws": ("aws", "Make what an AWS account needs, watch buckets, take it down."),
