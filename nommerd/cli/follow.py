@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nommerd.cli.client import Client
+from nommerd.cli.client import FINAL, Client
 from nommerd.cli.output import ProgressLine, problem_lines
 
 POLL_SECONDS = 0.5
@@ -33,12 +33,12 @@ class Follower:
             self._state(event["state"], event["at"], again, job)
         if not self.progress or job["progress"] != self.progress[-1]:
             self.progress.append(job["progress"])
-        self.line.show(job["stage"] or job["state"].lower(), job["progress"], job["eta_seconds"])
+        self.line.show(job["stage"] or job["state"].lower(), job["progress"], job["eta_seconds"], done=job["state"] in FINAL)
 
     def _state(self, state: str, at: str, more: str, job: dict[str, Any]) -> None:
         self.states.append(state)
         newest = state == job["state"] and self.seen == job["event_seq"]
-        share = f"  {100 * job['progress']:.0f} %" if newest else ""
+        share = f"  {int(100 * job['progress'])} %" if newest else ""
         self.line.say(f"{at[11:23]:<12}  {state}{share}{more}")
 
 

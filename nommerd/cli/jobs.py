@@ -1,69 +1,79 @@
-"""`nommerd jobs`: list, show, cancel and retry jobs of a feeder."""
+"""`nommerd jobs`: list and show jobs of a feeder; what else is done with them has modules of its own."""
 
 from __future__ import annotations
 
+import sys
+from itertools import islice
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
 
 import click
 
+from nommerd.cli.bulk import cancel, retry
 from nommerd.cli.client import Client
-from nommerd.cli.options import client_options, json_option
-from nommerd.cli.output import age, duration, moment, print_json, problem_lines, size, table
-from nommerd.errors import InputError, ManyErrors, NommerdError
+from nommerd.cli.filters import filter_options, query_of
+from nommerd.cli.jobwatch import watch
+from nommerd.cli.options import Group, client_options, examples, json_option, printable
+from nommerd.cli.output import age, duration, moment, print_each, print_json, problem_lines, size, source_name, table
 
 
-@click.group()
+@click.group(cls=Group)
 def jobs() -> None:
-    """List, show, cancel and retry jobs."""
+    """List, show, follow, cancel and retry jobs."""
 
 
-@jobs.command("ls")
-@click.option("--state", "states", multiple=True, metavar="STATE", help="Only in this state. May repeat.")
-@click.option("--label", "labels", multiple=True, metavar="K=V", help="Only with this label. May repeat.")
-@click.option("--preset", help="Only with this preset.")
-@click.option("--code", help="Only with this error code.")
-@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True)
+@jobs.command("ls", short_help="List jobs, the newest first.", epilog=examples(
+    "nommerd jobs ls", "nommerd jobs ls --state ERROR --since 2h", "nommerd jobs ls --label album=2026 --all --json"))
+@filter_options
+@click.option("--limit", type=click.IntRange(1, 100_000), default=50, show_default=True, help="At most so many.")
+@click.option("--all", "everything", is_flag=True, help="However many there are.")
 @client_options
 @json_option
-def list_jobs(*, states: tuple[str, ...], labels: tuple[str, ...], preset: str | None, code: str | None, limit: int,
-              url: str | None, token: str | None, as_json: bool) -> None:
-    """The newest jobs first."""
-    query = [("state", state.upper()) for state in states] + [("label", label) for label in labels]
-    query += [(name, value) for name, value in (("preset", preset), ("error_code", code)) if value]
-    found = Client.from_options(url, token).jobs(query, limit)
+def list_jobs(*, states: tuple[str, ...], labels: tuple[str, ...], preset: str | None, code: str | None, since: str | None,
+              limit: int, everything: bool, url: str | None, token: str | None, as_json: bool) -> None:
+    """List jobs, the newest first."""
+    query = query_of(states, labels, preset, code, since)
+    client = Client.from_options(url, token)
     if as_json:
-        print_json(found)
-    elif found:
-        table(["ID", "STATE", "DONE", "PRESET", "SOURCE", "UPDATED", "ERROR"], [_row(job) for job in found],
-              shrink=["SOURCE", "ERROR", "PRESET"])
+        print_each(client.jobs(query, None if everything else limit))
+        return
+    found = client.jobs(query, None if everything else limit + 1)
+    rows = [_row(job) for job in islice(found, None if everything else limit)]
+    if rows:
+        table(["ID", "STATE", "DONE", "PRESET", "SOURCE", "UPDATED", "ERROR"], rows, shrink=["SOURCE", "ERROR", "PRESET"],
+              drop=["UPDATED", "DONE", "PRESET"])
     else:
         print("There are no such jobs.")
+    if next(found, None) is not None:
+        sys.stdout.flush()
+        click.echo(f"There are more than these {limit}: --all lists them, or --limit.", err=True)
 
 
 def _row(job: dict[str, Any]) -> list[str]:
-    name = unquote(urlsplit(job["source"]).path.rstrip("/").rpartition("/")[2])
-    return [job["id"], job["state"], f"{100 * job['progress']:.0f} %", job["preset"] or job["pipeline"] or "", name,
+    done = int(100 * job["progress"]) if job["state"] != "FINISHED" else 100
+    return [job["id"], job["state"], f"{done} %", job["preset"] or job["pipeline"] or "", source_name(job),
             age(job["updated"]), (job["error"] or {}).get("code", "")]
 
 
-@jobs.command("show")
+@jobs.command("show", short_help="One job, with everything that is known of it.", epilog=examples(
+    "nommerd jobs show 6f1c2a9be0d34c57a801", "nommerd jobs show 6f1c2a9be0d34c57a801 --json | jq .outputs"))
 @click.argument("job_id", metavar="ID")
 @client_options
 @json_option
 def show(job_id: str, *, url: str | None, token: str | None, as_json: bool) -> None:
-    """One job, with its attempts, outputs, warnings and error."""
+    """One job, with its attempts, outputs, warnings, error and webhook deliveries."""
+    if not job_id.strip():
+        raise click.UsageError("The id is empty. Is a variable empty?")
     job = Client.from_options(url, token).job(job_id)
     if as_json:
         print_json(job)
-        return
-    print("\n".join(_lines(job)))
+    else:
+        print("\n".join(printable(line) for line in _lines(job)))
 
 
 def _lines(job: dict[str, Any]) -> list[str]:
     stage = f", {job['stage']}" if job["stage"] else ""
     left = f", {duration(job['eta_seconds'])} left" if job["eta_seconds"] is not None else ""
-    lines = [f"job       {job['id']}", f"state     {job['state']} ({100 * job['progress']:.0f} %{stage}{left})",
+    lines = [f"job       {job['id']}", f"state     {job['state']} ({int(100 * job['progress'])} %{stage}{left})",
              f"source    {job['source']}", f"dest      {job['dest']}", f"recipe    {job['preset'] or job['pipeline']}"]
     lines += [f"{kind:<9} {name}={value}" for kind in ("params", "labels") for name, value in job[kind].items()]
     lines += [f"priority  {job['priority']}"] if job["priority"] != "normal" else []
@@ -77,48 +87,28 @@ def _lines(job: dict[str, Any]) -> list[str]:
         for problem in problems:
             first, *rest = problem_lines(problem)
             lines += [f"{kind:<9} {first}", *(f"{'':<9} {text}" for text in rest)]
+    return lines + _webhook_lines(job)
+
+
+def _webhook_lines(job: dict[str, Any]) -> list[str]:
+    """What became of the news for the receiver."""
+    hook = job.get("webhook")
+    if not hook:
+        return []
+    due = job["event_seq"] - hook["accepted_seq"]
+    state = "disabled: the receiver wants no more" if hook["disabled"] else f"events up to {hook['accepted_seq']} accepted"
+    if due and not hook["disabled"] and hook["tries"]:
+        state += f", tried {hook['tries']} times"
+        state += f", again at {moment(hook['next_at'])}" if hook["next_at"] else ""
+    lines = [f"webhook   {state}"]
+    for one in hook.get("deliveries", []):
+        said = one["status"] if one["status"] is not None else "no answer"
+        lines.append(f"{'':<9} event {one['seq']} at {moment(one['at'])}: {said}{', ' + one['why'] if one['why'] else ''}")
     return lines
 
 
-def _act(verb: str, job_ids: tuple[str, ...], url: str | None, token: str | None, as_json: bool) -> None:
-    """Every job gets its turn, whatever the feeder says of the others. Raises what it refused, at the end."""
-    client = Client.from_options(url, token)
-    answers: list[dict[str, Any]] = []
-    refused: list[NommerdError] = []
-    for job_id in job_ids:
-        try:
-            job = client.call("POST", f"/v1/jobs/{quote(job_id, safe='')}/{verb}", {})
-        except InputError as error:
-            refused.append(error)
-            continue
-        answers.append(job)
-        if not as_json:
-            print(f"{job['id']}  {'cancel requested' if verb == 'cancel' and job['state'] != 'CANCELLED' else job['state']}")
-    if refused:
-        raise refused[0] if len(refused) == 1 else ManyErrors(refused)
-    if as_json:
-        print_json(answers)
-
-
-@jobs.command("cancel", short_help="Stop jobs.")
-@click.argument("job_ids", metavar="ID…", nargs=-1, required=True)
-@client_options
-@json_option
-def cancel(job_ids: tuple[str, ...], *, url: str | None, token: str | None, as_json: bool) -> None:
-    """Stop jobs: at once where nobody works on them, within seconds where somebody does."""
-    _act("cancel", job_ids, url, token, as_json)
-
-
-@jobs.command("retry", short_help="Run failed or cancelled jobs again.")
-@click.argument("job_ids", metavar="ID…", nargs=-1, required=True)
-@client_options
-@json_option
-def retry(job_ids: tuple[str, ...], *, url: str | None, token: str | None, as_json: bool) -> None:
-    """Run ERROR, ABANDONED or CANCELLED jobs again from the beginning, with the same recipe."""
-    _act("retry", job_ids, url, token, as_json)
-
-
-@jobs.command("log", short_help="What each attempt at a job ran.")
+@jobs.command("log", short_help="What each attempt at a job ran.", epilog=examples(
+    "nommerd jobs log 6f1c2a9be0d34c57a801", "nommerd jobs log 6f1c2a9be0d34c57a801 --json"))
 @click.argument("job_id", metavar="ID")
 @client_options
 @json_option
@@ -128,3 +118,7 @@ def log(job_id: str, *, url: str | None, token: str | None, as_json: bool) -> No
     from nommerd.cli.joblog import show_log
 
     show_log(job_id, url=url, token=token, as_json=as_json)
+
+
+for command in (watch, cancel, retry):
+    jobs.add_command(command)

@@ -59,6 +59,10 @@ class Group(_Epilog, click.Group):
 
     command_class = Command
 
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they were added: what is used most stands first."""
+        return list(self.commands)
+
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         try:
             return super().resolve_command(ctx, args)

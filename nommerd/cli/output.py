@@ -1,4 +1,4 @@
-"""What people see: tables that fit, progress that does not flood a log, sizes and times in words."""
+"""What people see: tables that fit, sizes and times in words. Progress is in `progress`."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import json
 import os
 import shutil
 import sys
+import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Any, TextIO
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import click
 
-PLAIN_INTERVAL_SECONDS = 1.0  # between progress lines where there is no terminal
+from nommerd.cli.options import printable
+from nommerd.cli.progress import ProgressLine, duration, is_live
+
+__all__ = ["ProgressLine", "age", "duration", "is_live", "moment", "print_each", "print_json", "problem_lines", "size",
+           "source_name", "styled", "table"]
+
 STATE_STYLES: dict[str, dict[str, Any]] = {"FINISHED": {"fg": "green"}, "ERROR": {"fg": "red"}, "ABANDONED": {"fg": "red"},
                                            "CANCELLED": {"fg": "yellow"}, "PENDING": {"dim": True}}
 GAP = "  "  # between a table's columns
@@ -25,23 +32,49 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, ensure_ascii=False))
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[str]], shrink: Sequence[str] = ()) -> None:
-    """A table; on a terminal in colour, and no wider than it if cutting the columns of `shrink`, in this order, can do that.
-    No other column is ever cut: what is in it may have to be copied."""
+def print_each(values: Iterable[Any]) -> None:
+    """The values as one JSON list on stdout, each printed as it comes: it may be long."""
+    begun = False
+    for value in values:
+        print("[" if not begun else ",", end="\n")
+        print(textwrap.indent(json.dumps(value, indent=2, ensure_ascii=False), "  "), end="")
+        begun = True
+    print("\n]" if begun else "[]")
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]], shrink: Sequence[str] = (), drop: Sequence[str] = ()) -> None:
+    """A table; on a terminal in colour, and no wider than it if cutting the columns of `shrink`, in this order, can do that,
+    or then leaving out those of `drop`. No other column is ever cut: what is in it may have to be copied."""
     from rich.cells import cell_len, set_cell_size
 
-    lines = [headers, *rows]
-    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     live = sys.stdout.isatty()
+    lines = [list(headers), *([printable(cell) for cell in row] for row in rows)]
+    widths = [max(map(cell_len, column)) for column in zip(*lines, strict=True)]
     if live:
-        _shrink(widths, [headers.index(name) for name in shrink], shutil.get_terminal_size().columns)
+        room = shutil.get_terminal_size().columns
+        gone = _dropped(list(headers), widths, shrink, drop, room)
+        lines = [[cell for index, cell in enumerate(line) if index not in gone] for line in lines]
+        widths = [width for index, width in enumerate(widths) if index not in gone]
+        _shrink(widths, [lines[0].index(name) for name in shrink if name in lines[0]], room)
     for number, row in enumerate(lines):
         cells = [cell if cell_len(cell) <= width else set_cell_size(cell, width - 1) + "…"
                  for cell, width in zip(row, widths, strict=True)]
         gaps = [" " * (width - cell_len(cell)) for cell, width in zip(cells, widths, strict=True)]
         if live and "NO_COLOR" not in os.environ:
-            cells = [_styled(cell, header=number == 0) for cell in cells]
+            cells = [styled(cell, header=number == 0) for cell in cells]
         print(GAP.join(cell + gap for cell, gap in zip(cells, gaps, strict=True)).rstrip())
+
+
+def _dropped(headers: list[str], widths: Sequence[int], shrink: Sequence[str], drop: Sequence[str], room: int) -> set[int]:
+    """Which columns go: as many of `drop` as it takes, when the others are as narrow as they can be."""
+    gone: set[int] = set()
+    for name in (*drop, None):
+        kept = [min(width, COLUMN_MIN) if headers[index] in shrink else width
+                for index, width in enumerate(widths) if index not in gone]
+        if name is None or sum(kept) + len(GAP) * (len(kept) - 1) <= room:
+            break
+        gone.add(headers.index(name))
+    return gone
 
 
 def _shrink(widths: list[int], columns: Sequence[int], room: int) -> None:
@@ -51,7 +84,8 @@ def _shrink(widths: list[int], columns: Sequence[int], room: int) -> None:
         widths[column] -= max(0, min(excess, widths[column] - COLUMN_MIN))
 
 
-def _styled(cell: str, *, header: bool) -> str:
+def styled(cell: str, *, header: bool = False) -> str:
+    """The cell in the colour of what it says."""
     style: dict[str, Any] = {"bold": True} if header else STATE_STYLES.get(cell, {})
     return click.style(cell, **style) if style else cell
 
@@ -68,13 +102,9 @@ def size(count: int | None) -> str:
     return f"{number:.1f} TB"
 
 
-def duration(seconds: float | None) -> str:
-    """75.2 -> 1:15."""
-    if seconds is None:
-        return ""
-    whole = max(0, round(seconds))
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
+def source_name(job: dict[str, Any]) -> str:
+    """The name of a job's source, without its folder."""
+    return printable(unquote(urlsplit(job["source"]).path.rstrip("/").rpartition("/")[2]))
 
 
 def moment(text: str) -> str:
@@ -93,46 +123,5 @@ def age(text: str) -> str:
 
 def problem_lines(problem: dict[str, Any]) -> list[str]:
     """An error or a warning of a job."""
-    lines = [f"{problem['code']}: {problem['message']}"]
-    return lines + ([f"  {problem['hint']}"] if problem.get("hint") else [])
-
-
-class ProgressLine:
-    """How far something is: one line redrawn on a terminal, else plain lines, one a second at most."""
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = stream or sys.stderr
-        self._live = self._stream.isatty()
-        self._drawn = False
-        self._said = 0.0
-        self._last = ""
-
-    def show(self, label: str, fraction: float, eta_seconds: float | None = None) -> None:
-        """`label` and a fraction from 0 to 1."""
-        rest = f"  {duration(eta_seconds)} left" if eta_seconds is not None else ""
-        percent = f"{100 * fraction:3.0f} %"
-        if self._live:
-            width = max(10, min(40, shutil.get_terminal_size().columns - len(label) - len(rest) - 12))
-            done = round(width * fraction)
-            self._write(f"\r{label:<12} {'━' * done}{'╌' * (width - done)} {percent}{rest}\x1b[K")
-            self._drawn = True
-            return
-        line = f"{label:<12} {percent}{rest}"
-        if line != self._last and time.monotonic() - self._said >= PLAIN_INTERVAL_SECONDS:
-            self._said, self._last = time.monotonic(), line
-            self._write(line + "\n")
-
-    def say(self, text: str) -> None:
-        """A line that stays, above the progress."""
-        self.clear()
-        self._write(text + "\n")
-
-    def clear(self) -> None:
-        """Take the redrawn line away."""
-        if self._drawn:
-            self._write("\r\x1b[K")
-            self._drawn = False
-
-    def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+    lines = [printable(f"{problem['code']}: {problem['message']}")]
+    return lines + ([f"  {printable(problem['hint'])}"] if problem.get("hint") else [])

@@ -7,14 +7,27 @@ from typing import Any
 import click
 
 from nommerd.cli.client import Client
-from nommerd.cli.options import absolute_uri, client_options, input_items, job_options, json_option, pairs, scalar
+from nommerd.cli.options import (
+    Command,
+    absolute_uri,
+    client_options,
+    examples,
+    input_items,
+    job_options,
+    json_option,
+    pairs,
+    scalar,
+)
 from nommerd.cli.output import ProgressLine, print_json, problem_lines
 
 
-@click.command()
+@click.command(cls=Command, epilog=examples(
+    "nommerd submit holiday.mov small.mp4 -p web-720p --wait",
+    "nommerd submit s3://incoming/talk.mov s3://media/talk.mp4 -p web-720p --priority high --label album=2026",
+    "nommerd submit holiday.mov small.mp4 -p web-480p --set video_bitrate=400k --idempotency-key holiday-1"))
 @job_options(pipeline_help="Pipeline, by name, instead of a preset.")
-@click.option("--priority", type=click.Choice(["high", "normal", "low"]))
-@click.option("--label", "labels", multiple=True, metavar="K=V", help="May repeat.")
+@click.option("--priority", type=click.Choice(["high", "normal", "low"]), help="Which jobs go first.")
+@click.option("--label", "labels", multiple=True, metavar="K=V", help="A label to find it by. May repeat.")
 @click.option("--notify-url", help="Where webhooks go.")
 @click.option("--idempotency-key", help="The same key and job again makes no second job.")
 @click.option("--wait", is_flag=True, help="Show its progress; exit 1 if it fails.")
