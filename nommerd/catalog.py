@@ -7,27 +7,19 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 from nommerd.errors import ConfigError, InputError, ManyErrors, NommerdError
+from nommerd.linking import Linker, Preset, Written
 from nommerd.pipeline.loader import BYTES_MAX, load_yaml
-from nommerd.pipeline.params import Value, accept, from_text, known_hint
+from nommerd.pipeline.params import Value, from_text, known_hint
 from nommerd.pipeline.recipe import Inputs, Recipe, make_recipe
-from nommerd.pipeline.spec import (
-    LATER,
-    NAME_PATTERN,
-    Origin,
-    Pipeline,
-    PresetDocument,
-    Registry,
-    read_pipeline,
-    read_preset,
-    try_samples,
-)
+from nommerd.pipeline.spec import LATER, NAME_PATTERN, Origin, Pipeline, Registry, read_pipeline, read_preset
 from nommerd.pipeline.stage import Stage
 from nommerd.pipeline.stages import STAGES
 from nommerd.pipeline.tree import Faults, Node
@@ -36,26 +28,18 @@ Kind = Literal["pipelines", "presets"]
 
 
 @dataclass(frozen=True, slots=True)
-class Preset:
-    """A preset with everything it extends brought together."""
+class Source:
+    """A document as it was written. `file`: where it lies on disk; `version`: in the store, rising with each change."""
 
-    document: PresetDocument
-    pipeline: Pipeline
-    params: dict[str, Value]
-    file: Path
+    text: str
+    origin: Literal["shipped", "disk", "api"]
+    file: Path | None = None
+    version: int | None = None
 
     @property
-    def name(self) -> str:
-        return self.document.name
-
-
-@dataclass(frozen=True, slots=True)
-class _Read:
-    """A preset document whose names are not looked up yet."""
-
-    document: PresetDocument
-    node: Node
-    file: Path
+    def etag(self) -> str:
+        """What names this state of the document, as HTTP writes it."""
+        return f'"{self.version or self.origin}-{sha256(self.text.encode("utf-8", "replace")).hexdigest()[:16]}"'
 
 
 class Catalog:
@@ -72,15 +56,20 @@ class Catalog:
         self.errors: list[NommerdError] = []
         self.pipelines: dict[str, Pipeline] = {}
         self.presets: dict[str, Preset] = {}
-        self._broken: dict[tuple[Kind, str], list[NommerdError]] = {}
+        self.sources: dict[tuple[Kind, str], Source] = {}
+        self.broken: dict[tuple[Kind, str], list[NommerdError]] = {}
+        self._written: dict[str, Written] = {}
         for name, file in self._files("pipelines").items():
             pipeline = self._guarded("pipelines", name, file, self._read_pipeline)
             if pipeline is not None:
                 self.pipelines[name] = pipeline
         read = {name: self._guarded("presets", name, file, self._read_preset) for name, file in self._files("presets").items()}
-        found = {name: preset for name, preset in read.items() if preset is not None}
-        for name, preset in found.items():
-            self._guarded("presets", name, preset.file, lambda file, faults, preset=preset: self._link(preset, found, faults))
+        self._written = {name: preset for name, preset in read.items() if preset is not None}
+        linker = self._linker()
+        for name, written in self._written.items():
+            preset = self._guarded("presets", name, written, linker.link)
+            if preset is not None:
+                self.presets[name] = preset
 
     def names(self) -> dict[str, list[str]]:
         """What can be named: `{"presets": […], "pipelines": […]}`, sorted."""
@@ -95,18 +84,16 @@ class Catalog:
         """
         if (preset is None) == (pipeline is None):
             raise InputError("recipe.no_name", "Name a preset or a pipeline, one of the two.", place="preset")
-        trusted: Mapping[str, Value] = {}
+        known: Preset | None = None
         if preset is not None:
             known = self._named("presets", preset, self.presets)
-            chosen, trusted = known.pipeline, known.params
-        else:
-            chosen = self._named("pipelines", str(pipeline), self.pipelines)
-        return self._recipe(chosen, params or {}, trusted, inputs, origin)
+        chosen = known.pipeline if known is not None else self._named("pipelines", str(pipeline), self.pipelines)
+        return self._recipe(chosen, params or {}, known, inputs, origin)
 
     def resolve_pipeline(self, pipeline: Pipeline, params: Mapping[str, Any] | None = None, inputs: Inputs | None = None,
                          origin: Origin = "api") -> Recipe:
         """As `resolve`, for a pipeline at hand."""
-        return self._recipe(pipeline, params or {}, {}, inputs, origin)
+        return self._recipe(pipeline, params or {}, None, inputs, origin)
 
     def pipeline_from_file(self, path: Path) -> Pipeline:
         """The pipeline in a file of the operator's, by path. Raises ConfigError or ManyErrors with file:line:column."""
@@ -139,9 +126,10 @@ class Catalog:
 
     # --- reading -------------------------------------------------------------------------------------------------
 
-    def _recipe(self, pipeline: Pipeline, params: Mapping[str, Any], trusted: Mapping[str, Value], inputs: Inputs | None,
+    def _recipe(self, pipeline: Pipeline, params: Mapping[str, Any], preset: Preset | None, inputs: Inputs | None,
                 origin: Origin) -> Recipe:
-        recipe = make_recipe(pipeline, params, self.stages, trusted=trusted, origin=origin)
+        recipe = make_recipe(pipeline, params, self.stages, preset=preset.params if preset else {},
+                             untrusted=preset.untrusted if preset else frozenset(), origin=origin)
         recipe.complete_inputs(inputs or {})
         return recipe
 
@@ -149,8 +137,8 @@ class Catalog:
         if name in known:
             return known[name]
         one = kind.removesuffix("s")
-        if (kind, name) in self._broken:
-            errors = self._broken[kind, name]
+        if (kind, name) in self.broken:
+            errors = self.broken[kind, name]
             raise errors[0] if len(errors) == 1 else ManyErrors(errors)
         raise InputError(f"recipe.unknown_{one}", f"There is no {one} called {str(name)[:80]!r}.",
                          known_hint(str(name)[:80], known, f"{kind.capitalize()} here"), place=one)
@@ -167,100 +155,52 @@ class Catalog:
                 found.setdefault(file.stem, file)
         return found
 
-    def _guarded(self, kind: Kind, name: str, file: Path, read: Any) -> Any:
+    def _linker(self) -> Linker:
+        broken: dict[Kind, set[str]] = {"presets": set(), "pipelines": set()}
+        for kind, name in self.broken:
+            broken[kind].add(name)
+        return Linker(self._written, self.pipelines, self.stages, broken["presets"], broken["pipelines"])
+
+    def _guarded(self, kind: Kind, name: str, file: Any, read: Any, raises: type[NommerdError] = ConfigError) -> Any:
         """What `read` makes of the file; its faults are noted, and found again by name."""
-        faults = Faults()
+        faults = Faults(raises)
         value = None
         try:
             value = read(file, faults)
         except ManyErrors as many:
             faults.errors += many.errors
-        except ConfigError as error:
+        except (ConfigError, InputError) as error:
             faults.errors.append(error)
         faults.sort()
         if faults.errors:
             self.errors += faults.errors
-            self._broken[kind, name] = faults.errors
+            self.broken[kind, name] = faults.errors
             return None
         return value
 
     def _read_pipeline(self, file: Path, faults: Faults, check_name: bool = True) -> Pipeline | None:
-        node = _read(file)
+        node = self._read("pipelines", file)
         pipeline = read_pipeline(node, self.stages, "disk", faults)
         if check_name:
             _check_name(node, file, faults)
         return pipeline
 
-    def _read_preset(self, file: Path, faults: Faults) -> _Read | None:
-        node = _read(file)
+    def _read_preset(self, file: Path, faults: Faults) -> Written | None:
+        node = self._read("presets", file)
         document = read_preset(node, faults)
         _check_name(node, file, faults)
-        return _Read(document, node, file) if document is not None else None
+        return Written(document, node, "disk", file) if document is not None else None
 
-    # --- presets to pipelines ------------------------------------------------------------------------------------
-
-    def _link(self, preset: _Read, read: Mapping[str, _Read], faults: Faults) -> None:
-        """Follow `extends` to a pipeline, and try that pipeline with the params."""
-        chain = list(self._chain(preset, read, faults))
-        if faults.errors:
-            return
-        owner = next((link for link in chain if link.document.pipeline is not None), None)
-        if owner is None:
-            faults.add("missing_key", "pipeline: missing here and in what it extends.", "Name a pipeline.", preset.node.place)
-            return
-        name = str(owner.document.pipeline)
-        at = owner.node.get("pipeline")
-        if name not in self.pipelines:
-            hint = "It has faults of its own." if ("pipelines", name) in self._broken else \
-                known_hint(name, self.pipelines, "Pipelines here")
-            faults.add("unknown_pipeline", f"There is no pipeline called {name!r}.", hint, at.place if at else None)
-            return
-        params = {key: value for link in reversed(chain) for key, value in link.document.params.items()}
-        self._check_params(preset, self.pipelines[name], params, faults)
-        if not faults.errors:
-            self.presets[preset.document.name] = Preset(preset.document, self.pipelines[name], params, preset.file)
-
-    def _chain(self, preset: _Read, read: Mapping[str, _Read], faults: Faults) -> Iterator[_Read]:
-        """The preset, what it extends, and so on."""
-        seen = {preset.document.name}
-        while True:
-            yield preset
-            parent = preset.document.extends
-            if parent is None:
-                return
-            at = preset.node.get("extends")
-            place = at.place if at else None
-            if parent in seen:
-                faults.add("bad_preset", f"{parent} extends itself.", "Break the circle.", place)
-                return
-            if parent not in read:
-                hint = "It has faults of its own." if ("presets", parent) in self._broken else \
-                    known_hint(parent, read, "Presets here")
-                faults.add("unknown_preset", f"There is no preset called {parent!r}.", hint, place)
-                return
-            seen.add(parent)
-            preset = read[parent]
-
-    def _check_params(self, preset: _Read, pipeline: Pipeline, params: Mapping[str, Value], faults: Faults) -> None:
-        def place(name: str) -> str:
-            at = preset.node.get("params", name) or preset.node.get("params") or preset.node
-            return at.key_place if name not in pipeline.params else at.place
-
-        for name, value in params.items():
-            if name not in pipeline.params:
-                faults.add("unknown_param", f"The pipeline {pipeline.name} has no param called {name!r}.",
-                           known_hint(name, pipeline.params, "Params"), place(name))
-                continue
-            try:
-                accept(pipeline.params[name], value)
-            except ValueError as error:
-                faults.add("bad_param", f"params.{name}: {error}.", place=place(name))
-        if faults.errors:
-            return
-        for finding in try_samples(pipeline, params, self.stages, faults):
-            names = sorted(finding.params & params.keys())
-            faults.add("bad_param", f"With these params, {pipeline.name}: {finding.message}", finding.complaint.hint,
-                       place(names[0] if names else ""))
+    def _read(self, kind: Kind, file: Path) -> Node:
+        try:
+            with file.open("rb") as stream:
+                content = stream.read(BYTES_MAX + 1)
+        except OSError as error:
+            raise ConfigError("config.unreadable", f"{file} cannot be read: {error.strerror}.", place=str(file)) from None
+        node = load_yaml(content, str(file))
+        origin: Literal["shipped", "disk"] = "shipped" if file.parent == shipped(kind) else "disk"
+        self.sources[kind, file.stem] = Source(content.decode(), origin, file)
+        return node
 
 
 def shipped(kind: Kind) -> Path:
@@ -307,14 +247,6 @@ def _documents(directory: Path) -> Iterable[Path]:
     if not directory.is_dir():
         return []
     return sorted(file for file in directory.iterdir() if file.suffix in (".yaml", ".yml") and not file.name.startswith("."))
-
-
-def _read(file: Path) -> Node:
-    try:
-        with file.open("rb") as stream:
-            return load_yaml(stream.read(BYTES_MAX + 1), str(file))
-    except OSError as error:
-        raise ConfigError("config.unreadable", f"{file} cannot be read: {error.strerror}.", place=str(file)) from None
 
 
 def _check_name(node: Node, file: Path, faults: Faults) -> None:

@@ -24,21 +24,25 @@ from nommerd.api.job_routes import job_routes
 from nommerd.api.jobs import Jobs
 from nommerd.api.log import log_routes
 from nommerd.api.media import media_routes
+from nommerd.api.operator import operator_routes
 from nommerd.api.openapi import openapi_route
 from nommerd.api.original import Original, check_nommers
 from nommerd.api.pages import page_routes
 from nommerd.api.recipes import Recipes
 from nommerd.api.route import Route
 from nommerd.api.server import Server
+from nommerd.api.stats import Stats
 from nommerd.api.tokens import token_routes
 from nommerd.api.waiters import Waiters
 from nommerd.api.webhooks import Webhooks, webhook_routes
+from nommerd.api.workers import forget_gone
 from nommerd.aws.clients import Clients
 from nommerd.bus import open_bus
 from nommerd.bus.base import Bus, Delivery
 from nommerd.catalog import Catalog, load_stages
 from nommerd.catalogs import Catalogs
 from nommerd.config import Settings
+from nommerd.control import Control
 from nommerd.deliveries import Deliveries
 from nommerd.errors import ConfigError, InfrastructureError, ManyErrors, NommerdError
 from nommerd.fleet.ec2 import Ec2
@@ -117,6 +121,8 @@ class Feeder:
         gate = Gate(tokens, Hosts(settings.api.host, settings.api.hosts), stored=self.tokens,
                     original=Networks(old.networks) if old.enabled else EVERYBODY,  # switched off, it is not there for anybody
                     project=old.project)
+        control = Control(store)
+        self.stats = Stats(store, bus, control)
         self.routes: list[Route] = [
             *job_routes(jobs),
             *log_routes(store),
@@ -126,6 +132,7 @@ class Feeder:
             *token_routes(self.tokens),
             *catalog_routes(catalogs, store),
             *media_routes(jobs),
+            *operator_routes(store, control, self.stats),
             *page_routes(self._ready),
         ]
         self.routes.append(openapi_route(self.routes))
@@ -239,6 +246,7 @@ class Feeder:
     def _delete_old(self) -> None:
         if not self.leadership.leads or time.monotonic() < self._next_retention:
             return
+        forget_gone(self._store, utcnow())
         before = utcnow() - timedelta(days=self._settings.jobs.keep_finished_days)
         deleted = 0
         while not self._stopping.is_set():

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from nommerd.errors import ConfigError, InfrastructureError, InputError, ManyErrors, NommerdError
 from nommerd.job import JobState
 from nommerd.media.options import check_options
+from nommerd.pipeline.allowed import OPTIONS, STAGE_HINT, for_operators, is_open
 from nommerd.pipeline.faults import inspect, sentence
 from nommerd.pipeline.params import Value, accept, known_hint
 from nommerd.pipeline.spec import Finding, InputSpec, Origin, Pipeline, Registry, fill, find_faults
@@ -26,8 +27,6 @@ from nommerd.pipeline.structure import Outline, outline, output_ids
 from nommerd.pipeline.tree import Faults, load_value
 
 SCHEMA_VERSION = 1
-OPTIONS = ("input_options", "options")  # the settings with raw ffmpeg options
-OPERATORS = {"upload": ("acl", "encryption", "kms_key_id", "storage_class", "tags")}  # API users own nothing
 Inputs = Mapping[str, Sequence[Mapping[str, str]]]
 
 
@@ -140,14 +139,16 @@ _ADAPTER = TypeAdapter(Recipe)
 
 
 def make_recipe(pipeline: Pipeline, params: Mapping[str, Any], registry: Registry, *,
-                trusted: Mapping[str, Value] | None = None, origin: Origin = "api") -> Recipe:
+                preset: Mapping[str, Value] | None = None, untrusted: frozenset[str] = frozenset(),
+                origin: Origin = "api") -> Recipe:
     """The pipeline with these params.
 
-    `params` are the job's, from `origin`; `trusted` those of a preset on disk, which the job's override. Raises
-    InputError recipe.* (ManyErrors for several), with `params.NAME` as the place where a param is to blame.
+    `params` are the job's, from `origin`; `preset` those of a preset, which the job's override: trusted, as the disk is, but
+    for those named in `untrusted`. Raises InputError recipe.* (ManyErrors for several), with `params.NAME` as the place where
+    a param is to blame.
     """
     _check_params(pipeline, params)
-    values: dict[str, Value] = {**pipeline.defaults, **(trusted or {}), **params}
+    values: dict[str, Value] = {**pipeline.defaults, **(preset or {}), **params}
     for name, spec in pipeline.params.items():
         if spec.required and name not in values:
             raise InputError("recipe.missing_param", f"The pipeline {pipeline.name} needs the param {name} ({spec.type}).",
@@ -156,7 +157,8 @@ def make_recipe(pipeline: Pipeline, params: Mapping[str, Any], registry: Registr
     for finding in find_faults(pipeline, values, registry, faults):
         faults.add("bad_param", f"With these params, {finding.message}", finding.complaint.hint, _blame(finding, params))
     faults.check()
-    texts = {name for name, value in params.items() if origin == "api" and pipeline.params[name].type == "string"}
+    theirs = (params.keys() if origin == "api" else set()) | (untrusted - params.keys())
+    texts = {name for name in theirs if pipeline.params[name].type == "string"}
     stages = _filled(pipeline, values, texts)
     for stage in stages:
         _check_options(stage)
@@ -188,6 +190,9 @@ def _build(spec: StageSpec, registry: Registry) -> Stage:
         raise ConfigError("recipe.unknown_stage", f"This worker has no stage {spec.name!r}.",
                           "Register it under `stages:` in nommerd.yaml here too.", place=spec.id)
     cls = registry[spec.name]
+    if spec.origin == "api" and not is_open(spec.name, cls):
+        raise InputError("recipe.forbidden_stage", f"The operator's own stage {spec.name} is not for pipelines from the API.",
+                         STAGE_HINT, place=spec.id)
     settings, found = inspect(cls.Settings, load_value(spec.settings, InputError, root=spec.id))
     faults = Faults(InputError)
     for complaint in found:
@@ -200,10 +205,9 @@ def _build(spec: StageSpec, registry: Registry) -> Stage:
 def _check_options(spec: StageSpec) -> None:
     """Hold raw options that came from the API, or that a text from there went into, to the allowlist; and leave to the
     operator what decides who may see an output, and what it costs."""
-    for key in OPERATORS.get(spec.name, ()):
-        if spec.origin == "api" and spec.settings.get(key):
-            raise InputError("recipe.forbidden_option", f"`{key}` in {spec.name} is for the operator's own pipelines.",
-                             "Leave it out.", place=f"{spec.id}.{key}")
+    for key in for_operators(spec.name, spec.settings) if spec.origin == "api" else ():
+        raise InputError("recipe.forbidden_option", f"`{key}` in {spec.name} is for the operator's own pipelines.",
+                         "Leave it out.", place=f"{spec.id}.{key}")
     for key in OPTIONS:
         pairs = spec.settings.get(key) or []
         touched = [pair for index, pair in enumerate(pairs) if spec.origin == "api" or f"{key}[{index}]" in spec.untrusted]

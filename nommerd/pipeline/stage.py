@@ -27,20 +27,23 @@ class Stage(ABC):
     """One step of a pipeline.
 
     `name` is what the YAML says, `Settings` what may stand under it, `state` what the job shows meanwhile (None: as it
-    was), `weight` its share of the job's progress bar in relation to the others. A stage is made anew for every attempt.
+    was), `weight` its share of the job's progress bar in relation to the others. `from_api` says whether pipelines that
+    came through the API may use it, with any settings that it takes. A stage is made anew for every attempt.
     """
 
     name: ClassVar[str]
     Settings: ClassVar[type[StageSettings]] = StageSettings
     state: ClassVar[JobState | None] = JobState.ENCODING
     weight: ClassVar[float] = 1.0
+    from_api: ClassVar[bool] = False
 
     def __init__(self, id: str, settings: Any) -> None:
         self.id = id
         self.settings = settings
 
     def explain(self, context: Context) -> Sequence[Command]:
-        """The commands that `run` would start for these files, without starting any."""
+        """The commands that `run` would start for these files, without starting any. What they would make is added to the
+        context, planned, for the stages that come after; `context.warn` tells what cannot be known before."""
         return ()
 
     @abstractmethod

@@ -16,6 +16,7 @@ SOURCE = "source"
 FROM_SOURCE = frozenset({"ffmpeg"})  # media stages whose input is the source unless they say otherwise
 FROM_BEFORE = frozenset({"faststart"})  # media stages whose input is the media stage before
 SILENT = frozenset({"fetch", "verify", "upload", "notify"})  # ours, and without an output
+OURS = SILENT | FROM_SOURCE | FROM_BEFORE
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +38,7 @@ def outline(name: str, id: str, settings: Mapping[str, Any]) -> Outline:
 
 def output_ids(stages: Sequence[Outline]) -> tuple[str, ...] | None:
     """The ids whose outputs are published, in order; None where a stage that is not ours could add to them."""
-    if any(stage.name not in SILENT | FROM_SOURCE | FROM_BEFORE for stage in stages):
+    if any(stage.name not in OURS for stage in stages):
         return None
     waiting: list[str] = []
     published: list[str] = []
@@ -72,7 +73,7 @@ class _Check:
     def __init__(self, entries: Sequence[StageEntry], outlines: Sequence[Outline], faults: Faults) -> None:
         self.pairs = list(zip(entries, outlines, strict=True))
         self.faults = faults
-        self.ours = all(o.name in SILENT | FROM_SOURCE | FROM_BEFORE for o in outlines)
+        self.ours = all(o.name in OURS for o in outlines)
 
     def fault(self, entry: StageEntry, message: str, hint: str = "", key: str | None = None) -> None:
         at = entry.settings.get(key) if key else None
@@ -113,7 +114,7 @@ class _Check:
             self.fault(entry, f"no earlier stage makes {stage.input!r}",
                        known_hint(str(stage.input), [SOURCE, *ids], "An input is one of"), "input")
         takes_source = stage.input == SOURCE or (stage.input is None and stage.name in FROM_SOURCE)
-        if takes_source and "fetch" not in before and before <= SILENT | FROM_SOURCE | FROM_BEFORE:
+        if takes_source and "fetch" not in before and before <= OURS:
             self.fault(entry, "it works on the source, and no fetch stage comes before", "Put `- fetch` first.")
         elif stage.name in FROM_BEFORE and stage.input is None and not ids:
             self.fault(entry, f"no media stage comes before {stage.name}", "Put it after the ffmpeg stage.")

@@ -18,7 +18,7 @@ WORDS_MAX = 1000  # characters of a message: keys and values in it are whoever w
 
 Scalar = str | int | float | bool | None
 _LINE = re.compile(r":([0-9]+):([0-9]+)$")
-_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f\ud800-\udfff]")  # out of an escape sequence or a JSON body
+_CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff]")  # by an escape, or JSON
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,9 +10,11 @@ from typing import Any
 
 from nommerd.api.app import create_app
 from nommerd.api.auth import Gate, Hosts
+from nommerd.api.catalog import catalog_routes
 from nommerd.api.job_routes import job_routes
 from nommerd.api.jobs import Jobs
 from nommerd.api.media import media_routes
+from nommerd.api.operator import operator_routes
 from nommerd.api.pages import page_routes
 from nommerd.api.recipes import Recipes
 from nommerd.api.tokens import token_routes
@@ -20,6 +22,7 @@ from nommerd.api.waiters import Waiters
 from nommerd.bus.base import Bus
 from nommerd.bus.memory import MemoryBus
 from nommerd.catalog import Catalog
+from nommerd.catalogs import Catalogs
 from nommerd.errors import NommerdError
 from nommerd.job import Job
 from nommerd.net.egress import Egress
@@ -105,12 +108,15 @@ class Api:
         self.sending = Sending(self.store, self.bus)
         egress = Egress(())
         self.catalog = Catalog([pipelines], [], {**STAGES, "stamp": Stamp})
+        self.catalogs = Catalogs(self.store, self.catalog)
         self.jobs = Jobs(store=self.store, sending=self.sending, storage=build_registry([self.media], egress, 10**9),
-                         recipes=Recipes(self.store, lambda project: self.catalog), keyring=self.keyring, waiters=self.waiters,
+                         recipes=Recipes(self.store, self.catalogs.of, self.catalogs.look), keyring=self.keyring,
+                         waiters=self.waiters,
                          check_notify=lambda url: egress.check(url, "webhook"), on_change=self.changed.append)
         self.tokens = Tokens(self.store)
         gate = Gate([Secret(TOKEN)], Hosts("127.0.0.1", ["media.example:8001", "other.example"]), stored=self.tokens)
-        self.app = create_app([*job_routes(self.jobs), *token_routes(self.tokens), *media_routes(self.jobs),
+        self.app = create_app([*job_routes(self.jobs), *token_routes(self.tokens), *catalog_routes(self.catalogs, self.store),
+                               *media_routes(self.jobs),
                                *page_routes(self._ready)], gate)
 
     def _ready(self) -> None:
