@@ -63,12 +63,13 @@ class Depth:
     in_flight: int = 0
     delayed: int = 0
     dead: int = 0
-    waiting: tuple[int, ...] = field(default=(0, 0, 0), compare=False)  # those visible or delayed, by rank
+    by_priority: dict[Priority, int] = field(default_factory=dict, compare=False)  # of the visible ones, each priority
 
-    @property
-    def by_priority(self) -> dict[Priority, int]:
-        """How many messages wait, by priority."""
-        return {priority: self.waiting[place] for priority, place in _RANKS.items()}
+    @staticmethod
+    def of(by_rank: Mapping[int, int], in_flight: int, delayed: int, dead: int) -> Depth:
+        """From how many visible messages there are of each rank."""
+        by_priority = {priority: by_rank.get(rank, 0) for rank, priority in enumerate(PRIORITIES)}
+        return Depth(sum(by_priority.values()), in_flight, delayed, dead, by_priority)
 
 
 class Queue(ABC):

@@ -98,9 +98,8 @@ class MemoryQueue(Queue):
         alive = [entry for entry in self._entries if not entry.dead]
         hidden = [entry for entry in alive if entry.visible_at > now]
         in_flight = sum(entry.receipt is not None for entry in hidden)
-        ranks = [entry.rank for entry in alive if entry.visible_at <= now or entry.receipt is None]
-        return Depth(visible=len(alive) - len(hidden), in_flight=in_flight, delayed=len(hidden) - in_flight,
-                     dead=len(self._entries) - len(alive), waiting=(ranks.count(0), ranks.count(1), ranks.count(2)))
+        visible = Counter(entry.rank for entry in alive if entry.visible_at <= now)
+        return Depth.of(visible, in_flight, len(hidden) - in_flight, len(self._entries) - len(alive))
 
     def purge(self) -> None:
         for entry in self._entries:

@@ -31,8 +31,6 @@ _VISIBLE = """SELECT priority, count(*) FROM messages INDEXED BY messages_by_tur
 _TAKE = """UPDATE messages SET visible_at = ?, received = received + ?, receipt = ? WHERE seq IN (
                SELECT seq FROM messages WHERE queue = ? AND dead = ? AND visible_at <= ? ORDER BY priority, seq LIMIT ?)
            RETURNING priority, seq, id, body, received"""
-_WAITING = """SELECT priority, count(*) FROM messages
-              WHERE queue = ? AND dead = 0 AND (visible_at <= ? OR receipt IS NULL) GROUP BY priority"""
 _BURY = "UPDATE messages SET dead = ?, received = received - 1, receipt = NULL, visible_at = 0 WHERE seq = ?"
 _SHOW = "UPDATE messages SET visible_at = ?, receipt = ? WHERE seq = ? AND receipt = ?"
 _DELETE = "DELETE FROM messages WHERE seq = ? AND receipt = ?"
@@ -130,9 +128,7 @@ class SqliteQueue(Queue):
             in_flight, = db.execute(f"{count} = 0 AND visible_at > ? AND receipt IS NOT NULL", (self._name, now)).fetchone()
             delayed, = db.execute(f"{count} = 0 AND visible_at > ? AND receipt IS NULL", (self._name, now)).fetchone()
             dead, = db.execute(f"{count} > 0", (self._name,)).fetchone()
-            ranks = dict(db.execute(_WAITING, (self._name, now)).fetchall())
-            return Depth(visible=visible, in_flight=in_flight, delayed=delayed, dead=dead,
-                         waiting=tuple(ranks.get(place, 0) for place in range(3)))
+            return Depth.of(visible, in_flight, delayed, dead)
 
         return self._read(run)
 

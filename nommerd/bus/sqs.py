@@ -238,10 +238,9 @@ class SqsQueue(Queue):
     def depth(self) -> Depth:
         asked = [gevent.spawn(_outcome, source.depth) for source in (*self.sources, self.dead)]
         *alive, dead = [_value(greenlet) for greenlet in asked]
-        visible, in_flight, delayed = (sum(counts) for counts in zip(*alive, strict=True))
-        ranks = [counts[0] + counts[2] for counts in alive]
-        return Depth(visible=visible, in_flight=in_flight, delayed=delayed, dead=sum(dead),
-                     waiting=tuple(ranks) if len(ranks) > 1 else (0, *ranks, 0))
+        visible, in_flight, delayed = zip(*alive, strict=True)
+        by_rank = dict(enumerate(visible)) if len(visible) > 1 else {PRIORITIES.index(Priority.NORMAL): visible[0]}
+        return Depth.of(by_rank, sum(in_flight), sum(delayed), sum(dead))
 
     def purge(self) -> None:
         """See the contract. On AWS it takes up to a minute until all is gone; what is sent meanwhile may go too."""

@@ -68,12 +68,6 @@ class TestSendAndReceive:
         assert bus.jobs.receive(1, 0.05) == []
         assert bus.jobs.depth() == Depth(in_flight=1)
 
-    def test_what_waits_is_counted_by_priority(self, bus: Bus) -> None:
-        for number, priority in enumerate((Priority.HIGH, Priority.LOW, Priority.LOW, Priority.NORMAL)):
-            bus.jobs.send(JobMessage(id=str(number), priority=priority))
-        receive_one(bus.jobs)
-        assert bus.jobs.depth().by_priority == {Priority.HIGH: 0, Priority.NORMAL: 1, Priority.LOW: 2}
-
     def test_an_empty_queue_gives_nothing_after_the_wait(self, bus: Bus) -> None:
         begun = time.monotonic()
         assert bus.jobs.receive(1, 0.2) == []

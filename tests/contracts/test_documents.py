@@ -19,8 +19,8 @@ NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 WEEK = 7 * 86400.0
 ME = Owner(worker="w1", node="n1", claim="c")
 S = JobState
-HOSTILE = ["a/b", "../a", "a#b", "a%23b", "100%", "%2F", "new\nline", "it's", 'say "so"', "a`b", "é\u2028", "日本\U0001f3ac", " ",
-           "~", "=", "\x00\x7f\uffff", "x' or name > '", "n" * 200, "\U0001f3ac" * 200, "document:sha256"]
+HOSTILE = ["a/b", "../a", "a#b", "a%23b", "100%", "%2F", "new\nline", "it's", 'say "so"', "a`b", "é\u2028", "日本\U0001f3ac",
+           " ", "~", "=", "\x00\x7f\uffff", "x' or name > '", "n" * 200, "\U0001f3ac" * 200, "document:sha256"]
 
 
 def document(**fields: Any) -> Document:
