@@ -161,6 +161,11 @@ class Keyring:
         """Whether this is the text's fingerprint, under any key."""
         return any([hmac.compare_digest(fingerprint, _fingerprint(key, text)) for key in self.keys])
 
+    def derive(self, purpose: str) -> list[bytes]:
+        """Keys for another purpose than encryption, one from each of ours, in their order."""
+        return [hmac.new(base64.urlsafe_b64decode(key.reveal()), b"derive\0" + purpose.encode(), sha256).digest()
+                for key in self.keys]
+
     def rotate(self, text: str) -> str:
         """The same values under the first key."""
         return self._fernet.rotate(text.encode()).decode()

@@ -110,6 +110,16 @@ class Storage(ABC):
     def carries(self, uri: str, bytes: int, sha256: str, handle: str) -> bool:
         """Whether the destination holds exactly this output."""
 
+    def open_output(self, uri: str) -> int | None:
+        """A descriptor to read a published output by, which the caller closes; None where it is no file of this machine.
+        Blocks. Raises as `check_dest`, and InputError("dest.bad_uri") where nothing is there."""
+        return None
+
+    def link_output(self, uri: str, seconds: int, disposition: str, content_type: str) -> str | None:
+        """An address that anybody may read the output at for so long, to be sent with these headers; None where there is no
+        such thing. Raises as `check_dest`; no network."""
+        return None
+
 
 def name_of(uri: str) -> str:
     """The last part of what a URI names, as people know it: unescaped but for s3:, whose keys are literal."""

@@ -210,6 +210,10 @@ class FileStorage(Storage):
         except (OSError, NommerdError):
             return False
 
+    def open_output(self, uri: str) -> int:
+        with _regular(self._dest(uri), "dest") as descriptor:
+            return os.dup(descriptor)
+
     def _source(self, uri: str) -> Path:
         real = _real(path_of(uri, "source"))
         self._roots.check(real, "source")

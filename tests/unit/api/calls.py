@@ -17,12 +17,14 @@ from nommerd.api.media import media_routes
 from nommerd.api.operator import operator_routes
 from nommerd.api.pages import page_routes
 from nommerd.api.recipes import Recipes
+from nommerd.api.stats import Stats
 from nommerd.api.tokens import token_routes
 from nommerd.api.waiters import Waiters
 from nommerd.bus.base import Bus
 from nommerd.bus.memory import MemoryBus
 from nommerd.catalog import Catalog
 from nommerd.catalogs import Catalogs
+from nommerd.control import Control
 from nommerd.errors import NommerdError
 from nommerd.job import Job
 from nommerd.net.egress import Egress
@@ -114,9 +116,11 @@ class Api:
                          waiters=self.waiters,
                          check_notify=lambda url: egress.check(url, "webhook"), on_change=self.changed.append)
         self.tokens = Tokens(self.store)
+        self.control = Control(self.store)
+        self.stats = Stats(self.store, self.bus, self.control)
         gate = Gate([Secret(TOKEN)], Hosts("127.0.0.1", ["media.example:8001", "other.example"]), stored=self.tokens)
         self.app = create_app([*job_routes(self.jobs), *token_routes(self.tokens), *catalog_routes(self.catalogs, self.store),
-                               *media_routes(self.jobs),
+                               *media_routes(self.jobs), *operator_routes(self.store, self.control, self.stats),
                                *page_routes(self._ready)], gate)
 
     def _ready(self) -> None:

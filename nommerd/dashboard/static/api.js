@@ -1,0 +1,78 @@
+// The feeder's API. The token stays in this tab (sessionStorage) and goes nowhere but into the header.
+
+const KEY = "nommerd.token";
+
+export class ApiError extends Error {
+  constructor(status, problem) {
+    super(problem.detail || `The server answered ${status}.`);
+    this.status = status;
+    this.code = problem.code || "";
+    this.faults = problem.errors || [];
+  }
+}
+
+/** Who we are: {name, project, scopes}, once the token is known to be right. */
+export const session = {
+  who: null,
+  get token() {
+    return sessionStorage.getItem(KEY);
+  },
+  set token(value) {
+    if (value) sessionStorage.setItem(KEY, value);
+    else sessionStorage.removeItem(KEY);
+  },
+  can(scope) {
+    return Boolean(this.who && (this.who.scopes.includes(scope) || this.who.scopes.includes("admin")));
+  },
+  /** May see and do what concerns all projects. */
+  get installation() {
+    return Boolean(this.who && this.who.project === "default");
+  },
+  /** Called when the token is refused. */
+  onRefused: () => {},
+};
+
+/** The response of a call. Raises ApiError for what is refused; TypeError where the server cannot be reached. */
+export async function send(method, path, {body, type, headers = {}, signal} = {}) {
+  const given = {...headers, Authorization: `Bearer ${session.token}`};
+  if (body !== undefined) given["Content-Type"] = type || "application/json";
+  const answer = await fetch(path, {
+    method, signal, headers: given, cache: "no-store", credentials: "omit", redirect: "error",
+    body: body === undefined ? undefined : type ? body : JSON.stringify(body),
+  });
+  if (answer.ok) return answer;
+  let problem = {};
+  try {
+    problem = await answer.json();
+  } catch {
+    // a proxy's page
+  }
+  const error = new ApiError(answer.status, problem);
+  if (answer.status === 401) session.onRefused(error);
+  throw error;
+}
+
+/** The decoded JSON of a call; null where there is no content. */
+export async function call(method, path, options) {
+  const answer = await send(method, path, options);
+  return answer.status === 204 ? null : answer.json();
+}
+
+export const get = (path, signal) => call("GET", path, {signal});
+
+/** Query string of what is set; lists repeat. */
+export function query(fields) {
+  const made = new URLSearchParams();
+  for (const [name, value] of Object.entries(fields)) {
+    for (const one of Array.isArray(value) ? value : [value]) if (one) made.append(name, one);
+  }
+  const text = made.toString();
+  return text ? `?${text}` : "";
+}
+
+/** A part of a path. */
+export const part = text => encodeURIComponent(text);
+
+export function message(error) {
+  return error instanceof ApiError ? error.message : "The server does not answer.";
+}

@@ -1,0 +1,37 @@
+// The token, asked for. It is kept for this tab only.
+
+import {session} from "./api.js";
+import {fill, h, refusal} from "./dom.js";
+
+export function signIn(main, error, begin) {
+  const token = h("input", {id: "token", type: "password", autocomplete: "off", spellcheck: "false", required: true,
+    "aria-describedby": "token-hint"});
+  const said = h("div", {}, error ? refusal(error) : null);
+  const button = h("button", {class: "main", type: "submit"}, "Sign in");
+  const submit = async event => {
+    event.preventDefault();
+    button.disabled = true;
+    session.token = null;  // a refusal now concerns the new one
+    const given = token.value.trim();
+    try {
+      const answer = await fetch("/v1/token", {headers: {Authorization: `Bearer ${given}`}, cache: "no-store"});
+      if (!answer.ok) throw await answer.json();
+      session.token = given;
+      session.who = await answer.json();
+      begin();
+    } catch (problem) {
+      const text = problem.detail || "The server does not answer.";
+      fill(said, refusal({message: text, faults: problem.errors}));
+      token.setAttribute("aria-invalid", "true");
+      token.select();
+    } finally {
+      button.disabled = false;
+    }
+  };
+  fill(main, h("section", {class: "panel login"}, h("header", {}, h("h1", {}, "Sign in")),
+    h("form", {class: "body", on: {submit}}, said,
+      h("label", {for: "token"}, "Token"), token,
+      h("p", {class: "hint", id: "token-hint"}, "`nommerd tokens create` makes one; the feeder's own is in the file “token” of its data directory. It stays in this tab."),
+      h("p", {}, button))));
+  token.focus();
+}
