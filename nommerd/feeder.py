@@ -24,8 +24,8 @@ from nommerd.api.job_routes import job_routes
 from nommerd.api.jobs import Jobs
 from nommerd.api.log import log_routes
 from nommerd.api.media import media_routes
-from nommerd.api.operator import operator_routes
 from nommerd.api.openapi import openapi_route
+from nommerd.api.operator import operator_routes
 from nommerd.api.original import Original, check_nommers
 from nommerd.api.pages import page_routes
 from nommerd.api.recipes import Recipes

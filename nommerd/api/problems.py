@@ -15,7 +15,8 @@ SAFE_HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"
 PROBLEM_HEADERS = {"Content-Type": PROBLEM, **SAFE_HEADERS}
 RETRY_AFTER_SECONDS = 2  # what a client is told when the store or the bus is out of reach
 CONFLICTS = frozenset({"dest.exists", "idempotency.conflict", "request.wrong_state", "request.token_limit"})
-NOT_FOUND = frozenset({"request.unknown_job", "request.unknown_path", "request.unknown_token"})
+NOT_FOUND = frozenset({"request.unknown_job", "request.unknown_path", "request.unknown_token",
+                       "request.unknown_worker"})
 SYNTAX = frozenset({"request.bad_json", "request.bad_body"})
 FIELDS = ("params", "inputs", "preset", "pipeline", "source", "dest", "notify_url")
 
