@@ -105,6 +105,50 @@ def test_a_refused_event_holds_back_the_later_ones_until_its_next_try() -> None:
     assert rig.store.get(key).webhook.tries == 0
 
 
+def test_each_try_is_on_the_record_without_a_write_of_its_own() -> None:
+    rig = Rig(lambda id: Reply(503, why="answered 503 " + "x" * 100))
+    key = rig.create(JobState.DOWNLOADING, JobState.ENCODING)
+    version = rig.store.get(key).version
+    rig.run()
+    one, = rig.store.get(key).webhook.deliveries
+    assert (one.seq, one.status, one.why) == (1, 503, ("answered 503 " + "x" * 100)[:80])
+    assert utcnow() - one.at < timedelta(seconds=10)
+    assert rig.store.get(key).version == version + 1
+    rig.answer = lambda id: ACCEPTED
+    rig.store.update(key, lifecycle.event_postponed(1, utcnow() - timedelta(seconds=1)))
+    rig.run()
+    later = rig.store.get(key).webhook.deliveries[1:]
+    assert [(one.seq, one.status, one.why) for one in later] == [(1, 204, ""), (2, 204, "")]
+    assert rig.store.get(key).version == version + 4
+    assert all("webhook" not in payload["data"] for _, _, payload in rig.posts), "receivers are not told of themselves"
+
+
+def test_the_record_keeps_the_last_tries() -> None:
+    rig = Rig()
+    key = rig.create(*[JobState.DOWNLOADING, JobState.ENCODING] * 6)
+    rig.run()
+    assert [one.seq for one in rig.store.get(key).webhook.deliveries] == list(range(5, 13))
+
+
+def test_events_asked_for_again_during_a_delivery_are_sent_from_the_first() -> None:
+    entered, go = Event(), Event()
+
+    def answer(id: str) -> Reply:
+        if id.endswith(".2") and not go.is_set():
+            entered.set()
+            assert go.wait(10)
+        return ACCEPTED
+    rig = Rig(answer)
+    key = rig.create(JobState.DOWNLOADING, JobState.ENCODING)
+    rig.deliveries.kick(key)
+    assert entered.wait(10)
+    rig.store.update(key, lifecycle.replay_events(0))
+    go.set()
+    rig.settle()
+    assert rig.seqs() == [1, 2, 1, 2]
+    assert rig.store.get(key).due_events == ()
+
+
 def test_a_receiver_is_given_up_after_so_many_tries() -> None:
     rig = Rig(lambda id: Reply(None, why="no answer"), max_tries=2)
     key = rig.create(JobState.DOWNLOADING)

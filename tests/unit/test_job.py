@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nommerd.errors import InfrastructureError, Problem
 from nommerd.job import (
+    DELIVERIES_KEPT,
     EVENTS_KEPT,
     FINAL,
     RECORD_BYTES_MAX,
@@ -19,6 +20,7 @@ from nommerd.job import (
     TRANSITIONS,
     UNSENT_SECONDS,
     Attempt,
+    Delivery,
     IllegalMove,
     Job,
     JobState,
@@ -116,7 +118,8 @@ class TestEncoding:
                    staged=(Staged(uri="u", handle="h", bytes=1, sha256="s", token=1, probe={"a": {"b": [1]}}),),
                    outputs=(Output(uri="u", bytes=1, sha256="s"),),
                    attempts=(Attempt(number=1, worker="w", node="n", begun=NOON),),
-                   webhook=Webhook(states=(S.ERROR,), next_at=NOON))
+                   webhook=Webhook(states=(S.ERROR,), next_at=NOON,
+                                   deliveries=(Delivery(seq=1, at=NOON, status=None, why="x"),)))
         assert Job.decode(full.encode()) == full
 
     @pytest.mark.parametrize("body", [b"", b"{}", b"[]", b"\xff", b'{"id": 1}'])
@@ -142,7 +145,8 @@ class TestFitted:
         past = Attempt(number=0, worker="w" * 60, node="n" * 60, begun=NOON, ended=NOON, why=text)
         one = job(notify_url="https://h", source="file:///" + "s" * 3500, error=problem, warnings=(problem,) * 8, token=10,
                   attempts=tuple(replace(past, number=number) for number in range(10)),
-                  outputs=(Output(uri="file:///" + "o" * 300, bytes=1, sha256="5" * 64, probe={"s": [text]}),))
+                  outputs=(Output(uri="file:///" + "o" * 300, bytes=1, sha256="5" * 64, probe={"s": [text]}),),
+                  webhook=Webhook(deliveries=(Delivery(seq=1, at=NOON, status=500, why=text[:80]),) * DELIVERIES_KEPT))
         for number in range(40):
             one = one.move((S.DOWNLOADING, S.ENCODING)[number % 2], NOON)
         return one
@@ -158,6 +162,15 @@ class TestFitted:
         assert fitted.events[-1] == full.events[-1]
         assert [event.seq for event in fitted.events] == list(range(41 - len(fitted.events), 41))
         assert (fitted.outputs[0].uri, fitted.token, fitted.event_seq) == (full.outputs[0].uri, 10, 40)
+
+    def test_of_a_record_that_is_too_large_the_deliveries_go_first(self) -> None:
+        tried = tuple(Delivery(seq=seq, at=NOON, status=500, why="answered 500") for seq in range(8))
+        one = job(source="", notify_url="https://h", webhook=Webhook(deliveries=tried)).move(S.ENCODING, NOON)
+        room = RECORD_BYTES_MAX - len(one.encode())
+        some = one.evolve(source="s" * (room + 1)).fitted()
+        assert some.webhook.deliveries == tried[-2:]
+        none = one.evolve(source="s" * (room + 600)).fitted()
+        assert (none.webhook.deliveries, none.events) == ((), one.events)
 
     def test_a_record_that_fits_stays_as_it_is(self) -> None:
         one = job(error=Problem(code="a.b", message="m" * 2000)).move(S.ENCODING, NOON)

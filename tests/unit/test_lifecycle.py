@@ -311,6 +311,17 @@ class TestMessagesAndEvents:
         assert lifecycle.event_postponed(1, LATER)(accepted) is accepted
         assert lifecycle.events_accepted(1)(accepted) is accepted
 
+    def test_events_are_due_again_after_a_replay_whatever_became_of_them(self) -> None:
+        accepted = lifecycle.events_accepted(1)(final(S.FINISHED, notify_url="https://h"))
+        gone = lifecycle.event_postponed(1, None)(final(S.ERROR, notify_url="https://h"))
+        for one in (accepted, gone):
+            again = lifecycle.replay_events(0)(one)
+            assert [event.seq for event in again.due_events] == [1]
+            assert (again.webhook.tries, again.webhook_at, again.state) == (0, 0.0, one.state)
+        assert lifecycle.replay_events(1)(accepted).due_events == ()
+        with pytest.raises(lifecycle.Refused):
+            lifecycle.replay_events(0)(final(S.FINISHED))
+
     def test_a_receiver_that_is_given_up_gets_nothing_more(self) -> None:
         gone = lifecycle.event_postponed(1, None)(final(S.ERROR, notify_url="https://h"))
         assert (gone.webhook.disabled, lifecycle.retry(LATER)(gone).due_events) == (True, ())
