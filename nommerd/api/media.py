@@ -197,12 +197,15 @@ class Pieces:
 
     def __iter__(self) -> Iterator[bytes]:
         at, end = self.start, self.start + self.count
-        while at < end:
-            piece = runtime.in_pool(os.pread, self.descriptor, min(PIECE_BYTES, end - at), at)
-            if not piece:  # cut short meanwhile: the connection must break off, so that nobody takes this for the whole
-                raise OSError("an output was cut short while it was sent")
-            at += len(piece)
-            yield piece
+        try:
+            while at < end:
+                piece = runtime.in_pool(os.pread, self.descriptor, min(PIECE_BYTES, end - at), at)
+                if not piece:  # cut short meanwhile: the connection must break off, so that nobody takes this for the whole
+                    raise OSError("an output was cut short while it was sent")
+                at += len(piece)
+                yield piece
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Let go of the file. Safe to call twice."""
