@@ -20,6 +20,7 @@ from nommerd.api.app import create_app
 from nommerd.api.auth import EVERYBODY, Gate, Hosts, Networks
 from nommerd.api.catalog import catalog_routes
 from nommerd.api.events import event_routes
+from nommerd.api.explain import explain_routes
 from nommerd.api.job_routes import job_routes
 from nommerd.api.jobs import Jobs
 from nommerd.api.log import log_routes
@@ -36,6 +37,7 @@ from nommerd.api.tokens import token_routes
 from nommerd.api.waiters import Waiters
 from nommerd.api.webhooks import Webhooks, webhook_routes
 from nommerd.api.workers import forget_gone
+from nommerd.attempt import threads_per_job
 from nommerd.aws.clients import Clients
 from nommerd.bus import open_bus
 from nommerd.bus.base import Bus, Delivery
@@ -50,6 +52,7 @@ from nommerd.fleet.manager import Fleet
 from nommerd.fleet.userdata import UserData
 from nommerd.job import DEFAULT_PROJECT, Job, utcnow
 from nommerd.lease import Leadership, LeaseWatch, this_process
+from nommerd.media.binaries import find as find_binaries
 from nommerd.messages import ChangeMessage
 from nommerd.net.egress import Egress
 from nommerd.secrets import Keyring, Secret, secret_file
@@ -126,6 +129,8 @@ class Feeder:
         self.routes: list[Route] = [
             *job_routes(jobs),
             *log_routes(store),
+            *explain_routes(jobs, catalog.stages, lambda: find_binaries(settings.media.ffmpeg, settings.media.ffprobe),
+                            threads_per_job(settings.worker.threads_per_job, settings.worker.slots)),
             *event_routes(jobs, store, self.waiters),
             *webhook_routes(Webhooks(store=store, secrets=hook_secrets, check=lambda url: egress.check(url, "webhook"),
                                      send=send, kick=self.deliveries.kick)),

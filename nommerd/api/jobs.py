@@ -97,15 +97,23 @@ class Jobs:
         except NommerdError as error:
             raise from_error(error) from None
 
+    def checked(self, wanted: Submission) -> Recipe:
+        """The recipe of what would be accepted as a job. Nobody looks whether something is at the destination, and it may be
+        left out (empty)."""
+        self._check_uris(wanted, look=False)
+        recipe = self.recipe(wanted)
+        if wanted.dest:
+            _check_folder(wanted, recipe)
+        _webhook(wanted, recipe)
+        return recipe
+
     def _create(self, job_id: str, wanted: Submission, canonical: str | None, size: int) -> tuple[Job, bool]:
         self._check_uris(wanted)
         return self._add(job_id, wanted, self.recipe(wanted), canonical, size)
 
     def _add(self, job_id: str, wanted: Submission, recipe: Recipe, canonical: str | None, size: int,
              shape: Callable[[Job], Job] = lambda job: job) -> tuple[Job, bool]:
-        if recipe.needs_folder and not is_folder(wanted.dest):
-            raise refuse(422, "body.dest", "dest.not_a_folder", f"The pipeline {recipe.pipeline} has several outputs.",
-                         "End the destination with /.")
+        _check_folder(wanted, recipe)
         request_hash = None if canonical is None else self.keyring.fingerprint(canonical)
         job = shape(self._record(job_id, wanted, recipe, request_hash))
         if size > RECORD_BYTES_AT_SUBMIT // 4:
@@ -118,8 +126,8 @@ class Jobs:
         self.sending.send(job)
         return job, True
 
-    def _check_uris(self, wanted: Submission) -> None:
-        """Refused with every fault found among the URIs."""
+    def _check_uris(self, wanted: Submission, *, look: bool = True) -> None:
+        """Refused with every fault found among the URIs. `look`: also where something is at the destination."""
         faults: list[Refusal] = []
 
         def check(place: str, action: Callable[[], None]) -> None:
@@ -129,7 +137,8 @@ class Jobs:
                 faults.append(from_error(error, place))
 
         check("body.source", lambda: self.storage.for_uri(wanted.source).check_source(wanted.source))
-        check("body.dest", lambda: self._check_dest(wanted))
+        if wanted.dest:
+            check("body.dest", lambda: self._check_dest(wanted, look))
         for name, items in wanted.inputs.items():
             for index, item in enumerate(items):
                 check(f"body.inputs.{name}.{index}.uri",
@@ -139,8 +148,13 @@ class Jobs:
         if faults:
             raise Refusal(faults[0].status, [fault for refusal in faults for fault in refusal.faults])
 
-    def _check_dest(self, wanted: Submission) -> None:
-        there = _exists(self.storage.for_uri(wanted.dest, "dest"), wanted.dest)
+    def _check_dest(self, wanted: Submission, look: bool) -> None:
+        backend = self.storage.for_uri(wanted.dest, "dest")
+        if look:
+            there = _exists(backend, wanted.dest)
+        else:
+            backend.check_dest(wanted.dest)
+            there = None
         sources = [wanted.source, *(item.uri for items in wanted.inputs.values() for item in items)]
         if any(public_uri(uri) == public_uri(wanted.dest) or (there is not False and same_place(uri, wanted.dest))
                for uri in sources):
@@ -219,6 +233,12 @@ def unknown(job_id: str) -> Refusal:
     """404 for a job that is not there."""
     return refuse(404, "path.id", "request.unknown_job", f"There is no job {bodies.shown(job_id)}.",
                   "Finished jobs are deleted after jobs.keep_finished_days.")
+
+
+def _check_folder(wanted: Submission, recipe: Recipe) -> None:
+    if recipe.needs_folder and not is_folder(wanted.dest):
+        raise refuse(422, "body.dest", "dest.not_a_folder", f"The pipeline {recipe.pipeline} has several outputs.",
+                     "End the destination with /.")
 
 
 def _exists(backend: Storage, uri: str) -> bool | None:

@@ -100,6 +100,11 @@ class Probe:
         return tuple(s for s in self.streams if s.kind == "video" and not s.attached_pic)
 
     @property
+    def usable(self) -> bool:
+        """Whether enough is known of all its pictures and sound to decode them."""
+        return all(stream.usable for stream in (*self.video, *self.audio))
+
+    @property
     def audio(self) -> tuple[StreamInfo, ...]:
         return tuple(s for s in self.streams if s.kind == "audio")
 

@@ -88,6 +88,12 @@ def pick_encoder(codec: str, wanted: list[str] | None, can: Binaries) -> str:
 # --- size ---------------------------------------------------------------------------------------------------------
 
 
+def fitted_size(video: Video, source: StreamInfo) -> tuple[int, int]:
+    """Width and height of what is made of this picture."""
+    fitted, _ = _fitted(video, source)
+    return fitted.width, fitted.height
+
+
 def _fitted(video: Video, source: StreamInfo) -> tuple[Fitted, Fraction]:
     """The size to make, and the shape of its pixels: square, but in an archive copy that asks for no size."""
     stored = (source.width or 2, source.height or 2)

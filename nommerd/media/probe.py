@@ -36,16 +36,17 @@ _ENCRYPTED = frozenset({b"encv", b"enca", b"encs", b"enct", b"drmi", b"drms"})
 
 
 def probe(binaries: Binaries, path: Path, kind: str = "media", stop: Stop | None = None, *, name: str | None = None,
-          count_packets: bool = False) -> Probe:
+          count_packets: bool = False, within_seconds: float = TIMEOUT_SECONDS) -> Probe:
     """What the file at `path` holds. `kind`: media, images or captions; `name` is what messages call the file.
 
     InputError input.not_media (nothing we know, or a script that names other files), input.unreadable (a container we
-    know, but broken), input.encrypted, input.too_large; `count_packets` reads the whole file and fills `packets`.
+    know, but broken, or one that takes longer than `within_seconds`), input.encrypted, input.too_large; `count_packets` reads
+    the whole file, takes longer and fills `packets`.
     """
     label = name or clean(path.name)
     size = _size(path, label)
     stop = stop or Stop()
-    timeout_seconds = TIMEOUT_SECONDS + (size / READ_BYTES_PER_SECOND if count_packets else 0.0)
+    timeout_seconds = within_seconds + (size / READ_BYTES_PER_SECOND if count_packets else 0.0)
     ended, text = output(_argv(binaries, path, kind, label, count_packets), cwd=path.parent, stop=stop,
                          timeout_seconds=timeout_seconds, max_bytes=JSON_BYTES_MAX)
     stop.check()
@@ -54,6 +55,21 @@ def probe(binaries: Binaries, path: Path, kind: str = "media", stop: Stop | None
         raise _failure(ended, path, kind, label)
     found = _complete(from_json(document, path, size, estimated=bool(_ESTIMATED.search(ended.stderr))))
     _check(found, int(document["format"].get("probe_score", 100)), kind, label)
+    return found
+
+
+def probe_argv(binaries: Binaries, path: Path, *, count_packets: bool = False) -> list[str]:
+    """The command of `probe` for a media file."""
+    return _argv(binaries, path, "media", path.name, count_packets)
+
+
+def claimed(document: dict[str, Any], path: Path, label: str) -> Probe:
+    """The probe in ffprobe's JSON that somebody else made, of a file that is not here; its values are known to be of the right
+    types. InputError input.too_large, input.not_media."""
+    found = from_json(document, path, 0, estimated=False)
+    _check_size(found, label)
+    if not any(stream.usable for stream in (*found.video, *found.audio)):
+        raise _not_media(label)
     return found
 
 
@@ -161,11 +177,15 @@ def _reason(stderr: str) -> str:
 # --- limits -------------------------------------------------------------------------------------------------------
 
 
-def _check(found: Probe, score: int, kind: str, label: str) -> None:
+def _check_size(found: Probe, label: str) -> None:
     if len(found.streams) > STREAMS_MAX:
         raise InputError("input.too_large", f"{label} has {len(found.streams)} streams; at most {STREAMS_MAX} are accepted.")
     for stream in found.streams:
         _check_stream(stream, label)
+
+
+def _check(found: Probe, score: int, kind: str, label: str) -> None:
+    _check_size(found, label)
     if found.container in ("mp4", "mov") and _ENCRYPTED & sample_formats(found.path):
         raise InputError("input.encrypted", f"{label} is encrypted.", "Send the file without DRM.")
     if kind != "media":

@@ -17,7 +17,7 @@ from nommerd.media import outcome
 from nommerd.media.binaries import Binaries
 from nommerd.media.formats import INPUT_FORMATS, INPUT_PROTOCOLS
 from nommerd.media.mp4 import is_fast_start
-from nommerd.media.probe import AGAIN, Probe, StreamInfo, probe, reach
+from nommerd.media.probe import AGAIN, Probe, StreamInfo, probe, probe_argv, reach
 from nommerd.media.process import run
 from nommerd.media.progress import ProgressReader
 
@@ -77,10 +77,19 @@ def verify_file(binaries: Binaries, path: Path, expectation: Expectation, frames
     _check_frames(found, frames)
     if expectation.fast_start and is_fast_start(path) is not True:
         raise _wrong("its index does not come first")
-    whole = any(stream.codec in _KEY_FRAMES_FAIL for stream in found.video)
-    argv = decode_argv(binaries.ffmpeg, path, "full" if whole else decode, video=bool(found.video))
+    argv = _decoding(binaries, path, found, decode)
     warnings += _check_decodes(argv, path, expectation, stop, stall_seconds)
     return found, warnings
+
+
+def _decoding(binaries: Binaries, path: Path, found: Probe, decode: Decode) -> tuple[str, ...]:
+    whole = any(stream.codec in _KEY_FRAMES_FAIL for stream in found.video)
+    return decode_argv(binaries.ffmpeg, path, "full" if whole else decode, video=bool(found.video))
+
+
+def verify_argvs(binaries: Binaries, path: Path, planned: Probe, decode: Decode = "key_frames") -> tuple[tuple[str, ...], ...]:
+    """The commands of `verify_file` for an output that turns out as planned."""
+    return tuple(probe_argv(binaries, path, count_packets=True)), _decoding(binaries, path, planned, decode)
 
 
 def _wrong(what: str) -> EncoderError:

@@ -48,6 +48,7 @@ class MediaFile:
     consumed: bool = False  # a later media stage took it as input: it is not published
     verified: bool = False
     published: bool = False
+    fast_start: bool | None = None  # of a planned file: whether its index will come first, where that is known
     leaf: str | None = None  # its name under a destination that ends in "/"; of the source: the name it had
 
 
@@ -109,6 +110,18 @@ class Context:
         file = self.files[stage_id]
         file.consumed = True
         return file
+
+    def planned(self, stage_id: str, *, decoded: bool = True) -> MediaFile | None:
+        """The file of an earlier stage if enough is known of it to plan with, `decoded`: to decode it; else None, with a
+        warning that says so."""
+        file = self.files.get(stage_id)
+        known = file is not None and (file.path.exists() or (file.probe is not None and (
+            not decoded or stage_id == SOURCE or file.probe.usable)))
+        if known:
+            return file
+        self.warn("explain.unknown_input", f"What {stage_id} makes is not known before it has run, so these commands are not "
+                  "either.", "The log of a job that has run tells them.")
+        return None
 
     @property
     def unpublished(self) -> list[MediaFile]:

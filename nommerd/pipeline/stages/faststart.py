@@ -33,9 +33,23 @@ class Faststart(Stage):
     settings: FaststartSettings
 
     def explain(self, context: Context) -> Sequence[Command]:
+        """The copy, or nothing where the index comes first already. InputError recipe.not_mp4 for other containers."""
         id = self.settings.input or context.last_media
-        file = context.files.get(id)
-        return (self._command(context, file.path if file is not None else output_path(context.workspace, id, "mp4"), None),)
+        file = context.planned(id, decoded=False)
+        if file is None:
+            context.add(MediaFile(path=output_path(context.workspace, self.id, "unknown"), stage_id=self.id))
+            return ()
+        context.take(id)
+        first = is_fast_start(file.path) if file.path.exists() else file.fast_start
+        if not file.path.exists() and file.probe is not None and file.probe.container not in ("mp4", "mov"):
+            raise _not_mp4(id)
+        made = self._command(context, file.path, None)
+        path = file.path if first else made.output or file.path
+        context.add(MediaFile(path=path, stage_id=self.id, probe=file.probe and replace(file.probe, path=path), leaf=file.leaf,
+                              expect=file.expect, fast_start=True))
+        if first is None:
+            context.warn("explain.perhaps", "The copy is only made if the index does not come first already.")
+        return () if first else (made,)
 
     def run(self, context: Context) -> None:
         """InputError recipe.not_mp4 for other containers."""
@@ -43,8 +57,7 @@ class Faststart(Stage):
         file = context.take(id)
         first = is_fast_start(file.path)
         if first is None:
-            raise InputError("recipe.not_mp4", f"What {id} made is no MP4 or MOV: only these have a fast start.",
-                             "Remove the faststart stage, or write an MP4.")
+            raise _not_mp4(id)
         expect = replace(file.expect or self._expect(context, file), fast_start=True)
         path, frames = file.path, file.frames
         if not first:
@@ -65,3 +78,8 @@ class Faststart(Stage):
         seconds = output_seconds(found)
         return Expectation(source_name=source_name(context), duration_seconds=seconds, copied=True,
                            duration_certain=seconds is not None and not found.duration_estimated)
+
+
+def _not_mp4(id: str) -> InputError:
+    return InputError("recipe.not_mp4", f"What {id} made is no MP4 or MOV: only these have a fast start.",
+                      "Remove the faststart stage, or write an MP4.")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import shutil
 import unicodedata
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 from nommerd.errors import InfrastructureError
 from nommerd.job import JobState
-from nommerd.media.probe import probe
+from nommerd.media.command import Command
+from nommerd.media.probe import probe, probe_argv
 from nommerd.pipeline.context import SOURCE, Context, MediaFile
 from nommerd.pipeline.stage import Stage
 from nommerd.storage.base import name_of
@@ -37,10 +38,9 @@ def safe_extension(uri: str) -> str:
     return match[0].lower() if match else ""
 
 
-@dataclass(frozen=True, slots=True)
-class _Item:
-    uri: str
-    target: Path
+def source_path(workspace: Path, uri: str) -> Path:
+    """Where the source is put."""
+    return workspace / f"{SOURCE}{safe_extension(uri)}"
 
 
 class Fetch(Stage):
@@ -49,6 +49,10 @@ class Fetch(Stage):
     name = "fetch"
     state = JobState.DOWNLOADING
     weight = 0.1
+
+    def explain(self, context: Context) -> Sequence[Command]:
+        path = source_path(context.workspace, context.task.source)
+        return (Command(stage=self.id, label="probe", argv=tuple(probe_argv(context.binaries, path))),)
 
     def run(self, context: Context) -> None:
         inputs = [(name, number, item["uri"]) for name, items in sorted(context.task.inputs.items())

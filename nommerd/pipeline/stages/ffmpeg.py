@@ -11,9 +11,9 @@ from pydantic import Field, model_validator
 
 from nommerd.errors import EncoderError, InputError
 from nommerd.later import Later
-from nommerd.media import command, rawform
+from nommerd.media import command, planned, rawform
 from nommerd.media.formats import OUTPUTS
-from nommerd.media.plan import Wanted, check_wanted, output_path, resolve
+from nommerd.media.plan import Plan, Wanted, check_wanted, output_path, resolve
 from nommerd.media.probe import Probe, probe
 from nommerd.media.progress import Progress
 from nommerd.media.targets import Clip, Metadata, OneAudio, Options, Output, Video, fault
@@ -94,6 +94,8 @@ class Work:
     expect: Expectation
     pass_log: Path | None = None
     warnings: tuple[tuple[str, str, str], ...] = ()
+    plan: Plan | None = None  # of the typed form
+    muxer: str = ""  # of the raw form
 
 
 class Ffmpeg(Stage):
@@ -110,9 +112,29 @@ class Ffmpeg(Stage):
 
     def explain(self, context: Context) -> Sequence[command.Command]:
         """The commands. The input is examined, if nobody did before; nothing where it is yet to be made."""
-        if self._input_id not in context.files:
+        if context.planned(self._input_id, decoded=not self.settings.raw) is None:
+            context.add(MediaFile(path=output_path(context.workspace, self.id, "unknown"), stage_id=self.id))
             return ()
-        return self.work(context).commands
+        source = self._probe(context)
+        work = self.work(context)
+        notes = tuple(planned.notes(self.settings.wanted, work.plan, source)) if work.plan is not None else ()
+        for code, message, hint in (*work.warnings, *notes):
+            context.warn(code, message, hint)
+        context.take(self._input_id)
+        context.add(self._planned(context, work, source))
+        return work.commands
+
+    def _planned(self, context: Context, work: Work, source: Probe) -> MediaFile:
+        """The output as it should turn out."""
+        if work.plan is not None:
+            made: Probe | None = planned.typed(work.plan, source, work.output)
+            first = work.plan.fast_start
+        else:
+            last = _raw_pass(self.passes[-1])
+            made = planned.raw(last, work.muxer, source, work.output, work.expect.duration_seconds)
+            first = planned.says_fast_start(last)
+        return MediaFile(path=work.output, stage_id=self.id, probe=made, expect=work.expect, fast_start=first,
+                         leaf=self._leaf(context, work.output))
 
     def run(self, context: Context) -> None:
         work = self.work(context)
@@ -160,10 +182,10 @@ class Ffmpeg(Stage):
         job = self._job(context, source, OUTPUTS[plan.container][1])
         passes = self.settings.passes if plan.video is not None else 1
         return Work(commands=command.typed(plan, job, passes), output=job.output, expect=plan.expect, warnings=plan.warnings,
-                    pass_log=job.pass_log if passes > 1 else None)
+                    pass_log=job.pass_log if passes > 1 else None, plan=plan)
 
     def _raw_work(self, context: Context, source: Probe) -> Work:
-        passes = [command.RawPass(options=one.options or (), input_options=one.input_options or ()) for one in self.passes]
+        passes = [_raw_pass(one) for one in self.passes]
         rawform.check_tracks(passes, source, source_name(context))
         muxer, extension = rawform.muxer_for(passes[-1], context.task.dest)
         job = self._job(context, source, extension)
@@ -172,7 +194,7 @@ class Ffmpeg(Stage):
         commands = command.raw(passes, job, muxer, total_seconds=expect.duration_seconds, total_frames=frames)
         logs_itself = any(one.says("pass", "passlogfile", "x264-params", "x265-params") for one in passes)
         return Work(commands=commands, output=job.output, expect=expect,
-                    pass_log=job.pass_log if len(passes) > 1 and not logs_itself else None)
+                    pass_log=job.pass_log if len(passes) > 1 and not logs_itself else None, muxer=muxer)
 
     def _leaf(self, context: Context, output: Path) -> str:
         """Its name under a destination that ends in `/`."""
@@ -184,6 +206,9 @@ class Ffmpeg(Stage):
         except ValueError as error:
             raise InputError("recipe.bad_setting", f"The file name of {self.id} cannot be made: {error}.") from None
 
+
+def _raw_pass(one: FfmpegSettings) -> command.RawPass:
+    return command.RawPass(options=one.options or (), input_options=one.input_options or ())
 
 
 def _check_pass_log(prefix: Path) -> None:

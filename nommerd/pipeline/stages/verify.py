@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from nommerd.media.verify import Decode, Expectation, verify_file
+from collections.abc import Sequence
+
+from nommerd.media.command import Command
+from nommerd.media.verify import Decode, Expectation, verify_argvs, verify_file
 from nommerd.pipeline.context import Context
 from nommerd.pipeline.stage import Stage, StageSettings
 
@@ -21,8 +24,22 @@ class Verify(Stage):
     state = None
     weight = 0.1
 
+    def explain(self, context: Context) -> Sequence[Command]:
+        return verify_commands(context, self.id, self.settings.decode)
+
     def run(self, context: Context) -> None:
         verify_outputs(context, self.settings.decode)
+
+
+def verify_commands(context: Context, stage_id: str, decode: Decode = "key_frames") -> tuple[Command, ...]:
+    """What `verify_outputs` will run for what is planned; nothing for what is not known yet."""
+    made: list[Command] = []
+    for file in context.unpublished:
+        if not file.verified and context.planned(file.stage_id, decoded=False) is not None and file.probe is not None:
+            made += [Command(stage=stage_id, label="verify", argv=argv)
+                     for argv in verify_argvs(context.binaries, file.path, file.probe, decode)]
+        file.verified = True
+    return tuple(made)
 
 
 def verify_outputs(context: Context, decode: Decode = "key_frames") -> None:
