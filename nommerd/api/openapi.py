@@ -16,6 +16,7 @@ from nommerd.api.route import Answer, Call, Route
 
 OPENAPI_VERSION = "3.1.0"
 BEARER = "bearer"
+REFERENCE = "#/components/schemas/{model}"
 EVERY_CALL = (400, 403, 404, 405, 408, 414, 429, 431, 500, 503)  # what the server may answer before a call is looked at
 WITH_TOKEN = (401, 403)
 WITH_BODY = (400, 408, 413, 415, 422)
@@ -36,6 +37,9 @@ def openapi_route(routes: Sequence[Route]) -> Route:
     return route
 
 
+Models = Mapping[type[BaseModel], dict[str, Any]]  # -> its reference
+
+
 def document(routes: Iterable[Route]) -> dict[str, Any]:
     """The OpenAPI document of these routes."""
     from apispec import APISpec  # few ask for it: it need not be in memory
@@ -44,41 +48,39 @@ def document(routes: Iterable[Route]) -> dict[str, Any]:
     spec = APISpec(title="nommerd", version=__version__, openapi_version=OPENAPI_VERSION,
                    info={"description": DESCRIPTION, "license": {"name": "BSD-3-Clause", "identifier": "BSD-3-Clause"}})
     spec.components.security_scheme(BEARER, {"type": "http", "scheme": "bearer"})
-    for name, schema in _schemas(described).items():
+    references, schemas = _schemas(described)
+    for name, schema in schemas.items():
         spec.components.schema(name, schema)
     for path in dict.fromkeys(route.path for route in described):
-        operations = {route.method.lower(): _operation(route) for route in described if route.path == path}
+        operations = {route.method.lower(): _operation(route, references) for route in described if route.path == path}
         spec.path(path, operations=operations)
     made: dict[str, Any] = spec.to_dict()
     return made
 
 
-def _models(route: Route) -> list[type[BaseModel]]:
-    return [model for model in (route.request, *route.answers.values()) if model is not None]
-
-
-def _schemas(routes: Iterable[Route]) -> dict[str, Any]:
-    """Every model by its name, and those that it holds."""
+def _schemas(routes: Iterable[Route]) -> tuple[Models, dict[str, Any]]:
+    """How each model is referred to, and the schemas of all and of what they hold, by name."""
     from pydantic.json_schema import models_json_schema
 
-    models = {model: "validation" if model is route.request else "serialization"
-              for route in routes for model in _models(route)} | {Problem: "serialization"}
-    _, defined = models_json_schema(list(models.items()), ref_template="#/components/schemas/{model}")  # type: ignore[arg-type]
-    schemas: dict[str, Any] = defined["$defs"]
-    return schemas
+    answers = {model for route in routes for model in route.answers.values() if model is not None} | {Problem}
+    asked = {model for route in routes for model in (route.request, route.query) if model is not None}
+    models: list[Any] = [*((model, "serialization") for model in answers), *((model, "validation") for model in asked - answers)]
+    models.sort(key=lambda one: (one[0].__module__, one[0].__name__))
+    references, defined = models_json_schema(models, ref_template=REFERENCE)
+    return {model: reference for (model, _), reference in references.items()}, defined["$defs"]
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: Route, models: Models) -> dict[str, Any]:
     operation: dict[str, Any] = {
         "operationId": _operation_id(route), "summary": route.summary, "tags": [_tag(route.path)],
         "parameters": [*_path_parameters(route.path), *_query_parameters(route.query), *_header_parameters(route.headers)],
-        "responses": _responses(route)}
+        "responses": _responses(route, models)}
     if route.scope is not None:
         operation["security"] = [{BEARER: []}]
         operation["description"] = f"Needs the scope `{route.scope}`" + (
             " and a token of the project `default`." if route.installation else ".")
     if route.request is not None:
-        operation["requestBody"] = {"required": True, "content": _content(route.request, route.consumes)}
+        operation["requestBody"] = {"required": True, "content": _content(models[route.request], route.consumes)}
     return operation
 
 
@@ -100,7 +102,7 @@ def _query_parameters(model: type[BaseModel] | None) -> list[dict[str, Any]]:
     """One for each field. A list may repeat."""
     if model is None:
         return []
-    schema = model.model_json_schema()
+    schema = model.model_json_schema(ref_template=REFERENCE)
     return [{"name": name, "in": "query", "required": name in schema.get("required", ()), "schema": _plain(one),
              **({"description": one["description"]} if "description" in one else {})}
             for name, one in schema.get("properties", {}).items()]
@@ -118,32 +120,25 @@ def _header_parameters(headers: Mapping[str, str]) -> list[dict[str, Any]]:
             for name, text in headers.items()]
 
 
-def _responses(route: Route) -> dict[str, Any]:
+def _responses(route: Route, models: Models) -> dict[str, Any]:
     """What it answers itself, and what is refused before it is asked."""
     refusals = {*EVERY_CALL, *(WITH_TOKEN if route.path.startswith("/v1/") or route.scope else (401,)),
-                *(WITH_BODY if route.request is not None else ()), *((422,) if route.query is not None else ())}
-    responses = {str(status): _response(status, Problem, (PROBLEM,)) for status in sorted(refusals)}
+                *(WITH_BODY if route.request is not None else ()), *((422,) if route.query is not None else ()),
+                *(status for status in route.answers if status >= 400)}
+    responses = {str(status): _response(status, models[Problem], (PROBLEM,)) for status in sorted(refusals)}
     for status, model in route.answers.items():
-        made = PROBLEM_ANSWER if status >= 400 else (model, route.produces)
-        responses[str(status)] = _response(status, *made)
+        if status < 400:
+            responses[str(status)] = _response(status, {} if model is None else models[model], route.produces)
     return responses
 
 
-PROBLEM_ANSWER = (Problem, (PROBLEM,))
-
-
-def _response(status: int, model: type[BaseModel] | None, media_types: Sequence[str]) -> dict[str, Any]:
+def _response(status: int, schema: dict[str, Any], media_types: Sequence[str]) -> dict[str, Any]:
     response: dict[str, Any] = {"description": HTTPStatus(status).phrase}
     if status not in (204, 304, 307):
-        response["content"] = _content(model, media_types)
+        response["content"] = _content(schema, media_types)
     return response
 
 
-def _content(model: type[BaseModel] | None, media_types: Sequence[str]) -> dict[str, Any]:
-    """The model describes JSON; other types are texts."""
-    def schema(media_type: str) -> dict[str, Any]:
-        if not media_type.endswith("json"):
-            return {"schema": {"type": "string"}}
-        return {"schema": {"$ref": f"#/components/schemas/{model.__name__}"}} if model is not None else {"schema": {}}
-
-    return {media_type: schema(media_type) for media_type in media_types}
+def _content(schema: dict[str, Any], media_types: Sequence[str]) -> dict[str, Any]:
+    """The schema describes JSON; other types are texts."""
+    return {media_type: {"schema": schema if media_type.endswith("json") else {"type": "string"}} for media_type in media_types}
