@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta, timezone
+from email.utils import format_datetime
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,10 @@ def test_only_a_2xx_accepts_and_only_410_ends(site: Site, code: int, accepted: b
 
 
 def test_a_receiver_says_when_to_come_again(site: Site) -> None:
-    site.script["/hook"] = [status(429, Retry_After="90")]
+    at = format_datetime(datetime.now(UTC) + timedelta(minutes=5), usegmt=True)
+    site.script["/hook"] = [status(429, Retry_After="90"), status(503, Retry_After=at)]
     assert send(site).retry_after_seconds == 90
+    assert 290 < (send(site).retry_after_seconds or 0) <= 300
 
 
 def test_a_reply_without_end_is_left_after_64_kb(site: Site) -> None:

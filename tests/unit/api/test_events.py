@@ -137,6 +137,10 @@ class Scene:
         self.streams.append(stream)
         return stream
 
+    def close(self) -> None:
+        self.waiters.close()
+        self.server.finish(1)
+
     def nobody_reads(self) -> bool:
         return len(self.server.pool) == 0 and not self.waiters._events
 
@@ -147,8 +151,7 @@ def scene(api: Api) -> Iterator[Scene]:
     yield made
     for stream in made.streams:
         stream.close()
-    made.waiters.close()
-    made.server.finish(1)
+    made.close()
 
 
 def kinds(pieces: list[Piece]) -> list[tuple[str, str, str]]:
@@ -192,7 +195,9 @@ def test_an_id_that_was_never_sent_is_refused(scene: Scene, wrong: str) -> None:
     assert scene.open(Last_Event_ID=wrong).status == 422
 
 
-def test_progress_comes_between_and_not_too_often(scene: Scene) -> None:
+def test_progress_comes_between_and_not_too_often(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROGRESS_SECONDS", 0.15)
+    scene = Scene(api, MemoryStore())
     scene.to(S.ENCODING)
     stream = scene.open()
     assert stream.next() is not None
@@ -214,6 +219,8 @@ def test_progress_comes_between_and_not_too_often(scene: Scene) -> None:
     reporting.kill()
     assert 0 < told[0] < told[1]
     assert time.monotonic() - begun >= 1.7 * module.PROGRESS_SECONDS
+    stream.close()
+    scene.close()
 
 
 def test_a_quiet_stream_shows_that_it_lives(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,16 +311,15 @@ def test_a_store_whose_reads_cost_money_is_asked_rarely_whatever_is_hinted(api: 
     class Paid(Flaky):
         look_seconds = 5.0
 
-    monkeypatch.setattr(module, "LOOK_SECONDS_MIN", 0.3)
+    monkeypatch.setattr(module, "LOOK_SECONDS_MIN", 0.15)
     scene = Scene(api, Paid())
     stream = scene.open()
     stream.next()
     assert isinstance(scene.store, Paid)
     begun, before = time.monotonic(), scene.store.looks
-    while time.monotonic() - begun < 0.7:
+    while time.monotonic() - begun < 0.35:
         scene.waiters.wake(scene.key)
         gevent.sleep(0.01)
     assert 1 <= scene.store.looks - before <= 3
     stream.close()
-    scene.waiters.close()
-    scene.server.finish(1)
+    scene.close()
