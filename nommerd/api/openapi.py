@@ -20,8 +20,8 @@ REFERENCE = "#/components/schemas/{model}"
 EVERY_CALL = (400, 403, 404, 405, 408, 414, 429, 431, 500, 503)  # what the server may answer before a call is looked at
 WITH_TOKEN = (401, 403)
 WITH_BODY = (400, 408, 413, 415, 422)
-DESCRIPTION = ("Jobs, presets, pipelines and workers of a nommerd feeder. Send `Authorization: Bearer TOKEN`. What is refused is "
-               "answered with a problem document (RFC 9457): one entry in `errors` for each fault, naming its place.")
+DESCRIPTION = ("Jobs, presets, pipelines and workers of a nommerd feeder. Send `Authorization: Bearer TOKEN`. What is refused "
+               "is answered with a problem document (RFC 9457): one entry in `errors` for each fault, naming its place.")
 
 
 def openapi_route(routes: Sequence[Route]) -> Route:
@@ -33,8 +33,8 @@ def openapi_route(routes: Sequence[Route]) -> Route:
             made.append(document(routes))
         return Answer(value=made[0])
 
-    route = Route(method="GET", path="/openapi.json", scope=None, handle=show, summary="This description.", answers={200: None})
-    return route
+    return Route(method="GET", path="/openapi.json", scope=None, handle=show, summary="This description.",
+                 answers={200: None})
 
 
 Models = Mapping[type[BaseModel], dict[str, Any]]  # -> its reference
@@ -64,7 +64,8 @@ def _schemas(routes: Iterable[Route]) -> tuple[Models, dict[str, Any]]:
 
     answers = {model for route in routes for model in route.answers.values() if model is not None} | {Problem}
     asked = {model for route in routes for model in (route.request, route.query) if model is not None}
-    models: list[Any] = [*((model, "serialization") for model in answers), *((model, "validation") for model in asked - answers)]
+    models: list[Any] = [(model, "serialization") for model in answers]
+    models += [(model, "validation") for model in asked - answers]
     models.sort(key=lambda one: (one[0].__module__, one[0].__name__))
     references, defined = models_json_schema(models, ref_template=REFERENCE)
     return {model: reference for (model, _), reference in references.items()}, defined["$defs"]
@@ -141,4 +142,5 @@ def _response(status: int, schema: dict[str, Any], media_types: Sequence[str]) -
 
 def _content(schema: dict[str, Any], media_types: Sequence[str]) -> dict[str, Any]:
     """The schema describes JSON; other types are texts."""
-    return {media_type: {"schema": schema if media_type.endswith("json") else {"type": "string"}} for media_type in media_types}
+    text = {"type": "string"}
+    return {media_type: {"schema": schema if media_type.endswith("json") else text} for media_type in media_types}
