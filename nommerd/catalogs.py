@@ -30,9 +30,9 @@ class _Known:
     lock: threading.Lock = field(default_factory=threading.Lock)
     changing: threading.Lock = field(default_factory=threading.Lock)
     catalog: ProjectCatalog | None = None
-    begun: float = float("-inf")  # when the store was last asked
+    looks: int = 0  # how often the store was asked
+    error: StoreUnavailable | None = None  # what came of the last look
     until: float = float("-inf")
-    error: StoreUnavailable | None = None  # what came of it
     dropped: bool = False
 
 
@@ -53,7 +53,7 @@ class Catalogs:
         if known.catalog is not None and not known.dropped and (now < known.until or known.lock.locked()):
             return known.catalog
         try:
-            return self._looked(project, known, now)
+            return self._looked(project, known)
         except StoreUnavailable as error:
             known.until = self._clock() + RETRY_SECONDS
             if known.catalog is None:
@@ -62,7 +62,7 @@ class Catalogs:
 
     def look(self, project: str) -> ProjectCatalog:
         """The catalog as it is now. Raises StoreUnavailable."""
-        return self._looked(project, self._known(project), self._clock())
+        return self._looked(project, self._known(project))
 
     def changing(self, project: str) -> threading.Lock:
         """To be held over a change of this project's documents: each is judged by all the others."""
@@ -79,11 +79,13 @@ class Catalogs:
             self._projects.popitem(last=False)
         return known
 
-    def _looked(self, project: str, known: _Known, asked: float) -> ProjectCatalog:
-        """Ask the store, unless somebody began to do so after `asked`, while this one waited."""
+    def _looked(self, project: str, known: _Known) -> ProjectCatalog:
+        """Ask the store, unless somebody began to do so while this one waited."""
+        asked = known.looks
         with known.lock:
-            if known.begun < asked or known.dropped:
-                known.begun, known.dropped, known.error, known.until = self._clock(), False, None, float("-inf")
+            if known.looks == asked or known.dropped:
+                known.looks += 1
+                known.dropped, known.error, known.until = False, None, float("-inf")
                 try:
                     documents = [one for kind in KINDS.values() for one in self._store.documents(kind, project)]
                     known.catalog = self._catalog(documents, known.catalog)

@@ -184,5 +184,6 @@ def _below(schema: dict[str, Any], step: str | int) -> Iterator[dict[str, Any]]:
     if isinstance(step, int):
         parts = [schema.get("items"), *schema.get("prefixItems", ())]
     else:
-        parts = [schema.get("properties", {}).get(step) or schema.get("additionalProperties")]
+        named = schema.get("properties", {}).get(step)
+        parts = [named] if named else [schema.get("additionalProperties"), *schema.get("patternProperties", {}).values()]
     yield from (part for part in parts if isinstance(part, dict))
