@@ -43,10 +43,15 @@ SILENT_SECONDS = 180.0  # a worker that has said nothing for so long may be gone
 HERE = Path("source")  # stands for a file that is not here
 
 
+def _without_default(schema: dict[str, Any]) -> None:
+    """The default is none that could be sent."""
+    schema.pop("default", None)
+
+
 class NewJob(Submission):
     """As for POST /v1/jobs, but that `dest` may be left out; `probe` says what the source is."""
 
-    dest: Uri = ""
+    dest: Annotated[Uri, Field(json_schema_extra=_without_default)] = ""
     probe: ProbeBody | None = None
 
 
