@@ -2,9 +2,9 @@
 
 How a page is written: in a `console` block, lines that begin with `$ ` are commands (a line that ends in a backslash goes on,
 and so does one with an open quote); the others are output, which is not compared. A page's commands run in order, with the
-variables ID, TOKEN and AWS_… kept, in a folder with a clip called holiday.mov. A block opened with ```yaml FILE is written to
-that file first. `nommerd up` is started in the background and waited for, and so is what ends in `&` and names a port
-of ours; all other commands must exit 0.
+variables ID, TOKEN and AWS_… kept, in a folder with a clip called holiday.mov. A block opened with ```yaml FILE or
+```python FILE is written to that file first. `nommerd up` is started in the background and waited for, and so is what ends
+in `&` and names a port of ours; all other commands must exit 0.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ def test_the_commands_of_a_page_work_in_their_order(page: Path, tmp_path: Path) 
         return
     terminal = Terminal(tmp_path)
     for block in found:
-        if block.language == "yaml" and block.rest:
+        if block.language in ("yaml", "python") and block.rest:
             path = tmp_path / block.rest
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(terminal.here(block.text))
@@ -170,7 +170,7 @@ def test_every_shell_block_is_one_whose_commands_are_run() -> None:
             if block.language in ("console", "sh", "bash"):
                 assert commands(block.text), f"{page.name}: a {block.language} block without a `$ ` line: {block.text}"
             else:
-                assert block.language in ("yaml", "json", "text"), f"{page.name}: a block of no known language: {block.text}"
+                assert block.language in ("yaml", "python", "json", "text"), f"{page.name}: a block of no known language: {block.text}"
 
 
 def test_every_link_between_pages_leads_somewhere() -> None:
