@@ -85,7 +85,9 @@ class House:
             connection.request(method, path, None if body is None else json.dumps(body),
                                {"Content-Type": "application/json", **sent})
             response = connection.getresponse()
-            return Answer(response.status, response.read().decode("utf-8", "replace"))
+            endless = response.getheader("Content-Type", "").startswith("text/event-stream")
+            text = response.readline() + response.readline() + response.read1(65536) if endless else response.read()
+            return Answer(response.status, text.decode("utf-8", "replace"))
         finally:
             connection.close()
 
