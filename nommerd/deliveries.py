@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from gevent.pool import Pool
 
-from nommerd import lifecycle, logs
+from nommerd import lifecycle, logs, metrics
 from nommerd.api.view import webhook_form, webhook_json
 from nommerd.errors import ConfigError, InfrastructureError
 from nommerd.job import Delivery, Event, Job, Key, utcnow
@@ -110,6 +110,7 @@ class Deliveries:
         while job.due_events and not _later(job, utcnow()):
             event = job.due_events[0]
             reply = self._post(job, event)
+            metrics.WEBHOOK_DELIVERIES.add(_result(reply))
             now = utcnow()
             tried = Delivery(seq=event.seq, at=now, status=reply.status, why=reply.why[:WHY_MAX])
             if reply.accepted:
@@ -129,6 +130,8 @@ class Deliveries:
             return self._deliver(job.project, self._url(job), message_id(job.id, event.seq), body, kind)
         except ConfigError as error:
             return Reply(None, why=f"{error.code}: {error.message}")
+        except InfrastructureError:  # the store is out of reach, where the secrets are: no try of the receiver's
+            raise
         except Exception as error:
             logs.get().exception("webhook.failed", job=job.id)
             return Reply(None, why=f"internal.error: {type(error).__name__}")
@@ -140,6 +143,13 @@ class Deliveries:
 
 def _json(value: object) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _result(reply: Reply) -> str:
+    """One of nommerd.metrics.RESULTS."""
+    if reply.accepted:
+        return "accepted"
+    return "unreachable" if reply.status is None else "gone" if reply.gone else "refused"
 
 
 def _receiver(job: Job) -> str:

@@ -14,6 +14,7 @@ from nommerd import lifecycle
 from nommerd.deliveries import AT_ONCE, PAGE, RECEIVER_AT_ONCE, Deliveries
 from nommerd.job import Job, JobState, Key, Owner, Webhook, new_id, utcnow
 from nommerd.secrets import Keyring, Secret, new_key
+from nommerd.store.base import StoreUnavailable
 from nommerd.store.memory import MemoryStore
 from nommerd.webhook import Reply
 
@@ -236,6 +237,18 @@ def test_a_fault_of_ours_in_one_delivery_does_not_repeat_it_for_ever() -> None:
     rig.run()
     assert rig.seqs() == [1]
     assert rig.store.get(key).webhook.tries == 1
+
+
+def test_secrets_out_of_reach_are_no_failure_of_the_receiver() -> None:
+    def unreachable(id: str) -> Reply:
+        raise StoreUnavailable("out of reach")
+    rig = Rig(unreachable, max_tries=1)
+    key = rig.create(JobState.DOWNLOADING)
+    rig.run()
+    assert rig.store.get(key).webhook == Webhook()
+    rig.answer = lambda id: ACCEPTED
+    rig.run()
+    assert rig.store.get(key).webhook.accepted_seq == 1
 
 
 def test_a_receiver_that_hangs_leaves_hands_for_others_however_many_jobs_it_has() -> None:
