@@ -23,7 +23,7 @@ function list(kind, items, middle) {
   if (!items.length) return h("p", {class: "none"}, "None.");
   return table(kind, ["Name", "Description", [kind === "presets" ? "Pipeline" : "Parameters", "big"], ["Origin", "fit"], ["Version", "num big"]],
     h("tbody", {}, items.map(one => h("tr", {}, h("th", {scope: "row"}, h("a", {class: "name", href: `#/${kind}/${part(one.name)}`}, one.name)), h("td", {}, one.description || ""),
-      h("td", {class: "big"}, middle(one)), h("td", {class: "fit"}, h("span", {class: "badge"}, one.origin)), h("td", {class: "num big"}, one.version ?? "–")))));
+      h("td", {class: "big"}, middle(one)), h("td", {class: "fit"}, h("span", {class: "badge"}, one.origin), one.errors && one.errors.length ? [" ", h("span", {class: "badge bad", title: one.errors.map(fault => fault.message || String(fault)).join("\n")}, "broken")] : null), h("td", {class: "num big"}, one.version ?? "–")))));
 }
 
 export async function recipePage(main, {parts: [kind, name], signal}) {

@@ -12,7 +12,7 @@ const WAIT_SECONDS = 20;
 
 export function jobPage(main, {parts: [id], signal}) {
   const place = name => h("div", {"data-part": name});
-  const places = {head: place("head"), problem: place("problem"), facts: place("facts"), timeline: place("timeline"), outputs: place("outputs"),
+  const places = {head: place("head"), problem: place("problem"), outputs: place("outputs"), facts: place("facts"), timeline: place("timeline"),
     probes: place("probes"), log: place("log"), webhook: place("webhook")};
   const bar = progressBar();
   const state = h("span", {role: "status"});
@@ -22,7 +22,7 @@ export function jobPage(main, {parts: [id], signal}) {
   let known = null;
 
   fill(places.head, h("p", {class: "none"}, "Looking…"));
-  fill(main, ...Object.values(places));
+  fill(main, places.head, places.problem, places.outputs, h("div", {class: "columns"}, places.facts, places.timeline), places.probes, places.webhook, places.log);
 
   const show = job => {
     if (known && known.event_seq > job.event_seq) return;
@@ -32,8 +32,7 @@ export function jobPage(main, {parts: [id], signal}) {
     if (fresh) {
       document.title = `${leaf(job.source)} – nommerd`;
       fill(places.head, h("div", {class: "head"}, h("h1", {class: "name"}, leaf(job.source)), state, actions),
-        h("div", {class: "box row"}, bar.element, stageText));
-      bar.element.style.flex = "1";
+        h("div", {class: "live"}, bar.element, stageText));
     }
     redraw(state, job.state, () => badge(job.state));
     bar.update(job);
@@ -154,9 +153,9 @@ function timeline(job) {
       h("div", {class: "note"}, moment(attempt.begun), ` · ${took}`, attempt.why ? ` · ${attempt.why}` : ""));
   });
   const changes = job.events.map(event => entry(event.state === "FINISHED" ? "good" : event.state === "ERROR" ? "bad" : "",
-    badge(event.state), " ", h("span", {class: "note"}, moment(event.at), event.attempt ? ` · attempt ${event.attempt}` : "")));
-  return h("div", {class: "halves"}, panel("Attempts", {}, attempts.length ? h("div", {class: "body"}, h("ol", {class: "timeline"}, attempts)) : h("p", {class: "none"}, "None yet.")),
-    panel("Changes of state", {}, changes.length ? h("div", {class: "body"}, h("ol", {class: "timeline"}, changes)) : h("p", {class: "none"}, "None yet.")));
+    badge(event.state), " ", h("span", {class: "note"}, moment(event.at), event.attempt > 1 ? ` · attempt ${event.attempt}` : "")));
+  return panel("Timeline", {}, attempts.length || changes.length ? h("div", {class: "body"}, h("ol", {class: "timeline", "aria-label": "Attempts"}, attempts),
+    changes.length ? [h("h3", {}, "States"), h("ol", {class: "timeline", "aria-label": "Changes of state"}, changes)] : null) : h("p", {class: "none"}, "Not begun yet."));
 }
 
 function probePanel({source, outputs}) {

@@ -69,7 +69,7 @@ export function probeTable(source, outputs) {
     ["Container", probe => probe.container], ["Duration", probe => probe.duration_seconds && span(probe.duration_seconds)],
     ["Bit rate", probe => probe.bit_rate && bitrate(probe.bit_rate)],
     ["Video", probe => streams(probe, "video").map(picture)], ["Audio", probe => streams(probe, "audio").map(sound)],
-    ["Captions", probe => streams(probe, "subtitle").map(stream => [stream.codec, stream.language].filter(Boolean).join(", "))],
+    ["Captions", probe => streams(probe, "subtitle").map(stream => [stream.codec, spoken(stream)].filter(Boolean).join(", "))],
   ].map(([name, of]) => [name, columns.map(([, probe]) => of(probe))]).filter(([, values]) => values.some(value => Array.isArray(value) ? value.length : value));
   return h("div", {class: "scroll"}, h("table", {class: "probe"}, h("caption", {class: "unseen"}, "What source and outputs hold"),
     h("thead", {}, h("tr", {}, h("th", {scope: "col"}, h("span", {class: "unseen"}, "Property")), columns.map(([name]) => h("th", {scope: "col"}, name)))),
@@ -87,5 +87,7 @@ function picture(stream) {
 
 function sound(stream) {
   return [stream.codec, stream.channels && (stream.channels === 2 ? "stereo" : stream.channels === 1 ? "mono" : `${stream.channels} channels`),
-    stream.sample_rate && `${stream.sample_rate / 1000} kHz`, stream.language].filter(Boolean).join(", ");
+    stream.sample_rate && `${stream.sample_rate / 1000} kHz`, spoken(stream)].filter(Boolean).join(", ");
 }
+
+const spoken = stream => stream.language === "und" ? null : stream.language;

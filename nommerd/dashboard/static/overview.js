@@ -59,7 +59,7 @@ function tileSet(parent) {
     tile("Oldest pending", oldest === null ? "none" : span(oldest), `${count(of("PENDING"))} pending`, waits, "#/jobs?state=PENDING");
     if (figures.queue) {
       const {high, normal, low} = figures.queue;
-      tile("Queue", count(high + normal + low), `high ${count(high)} · normal ${count(normal)} · low ${count(low)}`);
+      tile("Queue", count(high + normal + low), ["high", "normal", "low"].filter(name => figures.queue[name]).map(name => `${name} ${count(figures.queue[name])}`).join(" · "));
     }
     tile("Running", count(RUNNING.reduce((sum, state) => sum + of(state), 0)),
       RUNNING.filter(of).map(state => `${state.toLowerCase()} ${count(of(state))}`).join(" · "), "", `#/jobs?state=${RUNNING.join(",")}`);
@@ -67,7 +67,7 @@ function tileSet(parent) {
     tile("Finished, 24 h", count(sum("finished")), `${count(sum("failed"))} failed`, "", "#/jobs?state=FINISHED");
     if (figures.workers) {
       const {active, silent, slots, busy} = figures.workers;
-      tile("Slots in use", `${count(busy)} of ${count(slots)}`, `${count(active)} workers${silent ? `, ${count(silent)} silent` : ""}`,
+      tile("Slots in use", `${count(busy)} of ${count(slots)}`, `${count(active)} ${active === 1 ? "worker" : "workers"}${silent ? `, ${count(silent)} silent` : ""}`,
         silent || (!active && of("PENDING")) ? "alarm" : "");
     }
     tile("Webhooks due", count(figures.webhooks.due), `${count(figures.webhooks.failing)} failing`, figures.webhooks.failing ? "care" : "");
@@ -90,7 +90,7 @@ function runningPanel(signal) {
   const none = h("p", {class: "none"}, "Nothing runs.");
   const more = h("span", {class: "note"});
   const rows = new Keyed(body, job => job.id, runningRow);
-  const frame = table("Running jobs", ["Job", "State", ["Progress", "fit"], ["Speed", "num big"], ["Left", "num"], ["Worker", "big"], ["Attempt", "num big"]], body);
+  const frame = table("Running jobs", ["Job", "State", ["Progress", "fit"], ["Speed", "num big"], ["Left", "num big"], ["Worker", "big"], ["Attempt", "num big"]], body);
   frame.hidden = true;
   poll(async () => {
     const page = await get(`/v1/jobs?state=${RUNNING.join(",")}&limit=${RUNNING_MAX}`, signal);
@@ -105,7 +105,7 @@ function runningPanel(signal) {
 function runningRow(job) {
   const bar = progressBar();
   const speed = speedometer();
-  const cells = {state: h("td", {class: "fit"}), speed: h("td", {class: "num big"}), left: h("td", {class: "num"}), worker: h("td", {class: "big"}),
+  const cells = {state: h("td", {class: "fit"}), speed: h("td", {class: "num big"}), left: h("td", {class: "num big"}), worker: h("td", {class: "big"}),
     attempt: h("td", {class: "num big"})};
   const element = h("tr", {}, h("th", {scope: "row"}, jobLink(job), h("span", {class: "sub"}, job.preset || job.pipeline)),
     cells.state, h("td", {}, bar.element), cells.speed, cells.left, cells.worker, cells.attempt);
@@ -142,7 +142,7 @@ function workersPanel(signal) {
   const body = h("tbody");
   const none = h("p", {class: "none"}, "No worker has reported.");
   const rows = new Keyed(body, worker => worker.name, workerRow);
-  const frame = table("Workers", ["Worker", "State", "Heartbeat", ["Slots", "num"], ["Jobs", "big"], ["Free disk", "num big"], ["Version", "big"], ""], body);
+  const frame = table("Workers", ["Worker", "State", "Heartbeat", ["Slots", "num big"], ["Jobs", "big"], ["Free disk", "num big"], ["Version", "big"], ""], body);
   frame.hidden = true;
   poll(async () => {
     const {workers} = await get("/v1/workers", signal);
@@ -154,7 +154,7 @@ function workersPanel(signal) {
 }
 
 function workerRow(worker) {
-  const cells = {state: h("td"), beat: h("td", {class: "fit"}), slots: h("td", {class: "num"}), jobs: h("td", {class: "big"}),
+  const cells = {state: h("td"), beat: h("td", {class: "fit"}), slots: h("td", {class: "num big"}), jobs: h("td", {class: "big"}),
     disk: h("td", {class: "num big"}), version: h("td", {class: "big"})};
   const drain = h("button", {class: "small", type: "button", "aria-label": `Drain ${worker.name}`, on: {click: () => drainIt(worker.name)}}, "Drain");
   const element = h("tr", {}, h("th", {scope: "row"}, h("span", {class: "name"}, worker.name), h("span", {class: "sub"}, worker.node)),

@@ -59,7 +59,7 @@ export class Throughput {
     this.plot = new window.uPlot({
       ...this.size(), legend: {show: false}, cursor: {y: false, points: {show: false}, drag: {x: false, y: false}},
       scales: {x: {range: (_, from, to) => [from - HOUR / 2, to + HOUR / 2]}, y: {range: (_, low, high) => [0, Math.max(4, high * 1.08)]}},
-      axes: [{...axis, grid: {show: false}, space: 55, values: (_, marks) => marks.map(mark => CLOCK.format(new Date(mark * 1000)))},
+      axes: [{...axis, grid: {show: false}, space: 66, values: (_, marks) => marks.map(mark => CLOCK.format(new Date(mark * 1000)))},
         {...axis, size: 44, incrs: [1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 1e5]}],
       series: [{}, series("failed", "--bad"), series("finished", "--good")],
       hooks: {setCursor: [plot => {

@@ -75,6 +75,7 @@ class Form {
 
   drawParams() {
     this.fields = new Map();
+    this.inputs = new Map();
     if (!this.recipes) return;
     const {kind, name} = this.chosen();
     const preset = kind === "preset" ? this.recipes.presets.find(one => one.name === name) : null;
@@ -82,7 +83,12 @@ class Form {
     this.about.textContent = (preset || pipeline || {}).description || "";
     const given = (this.like.preset || this.like.pipeline) === name ? this.like.params || {} : {};
     const declared = Object.entries((pipeline && pipeline.params) || {});
-    fill(this.params, declared.length ? h("div", {class: "fields"}, declared.map(([param, spec]) => {
+    const files = Object.entries((pipeline && pipeline.inputs) || {}).map(([input, spec]) => {
+      const made = h("textarea", {id: `input-${input}`, rows: 1, spellcheck: "false", placeholder: spec.default || ""});
+      this.inputs.set(input, made);
+      return field(`Input ${input}`, made, {wide: true, hint: [spec.type, spec.many ? "several, one address a line" : "an address"].filter(Boolean).join(", ")});
+    });
+    fill(this.params, declared.length || files.length ? h("div", {class: "fields stack"}, files, declared.map(([param, spec]) => {
       const standard = preset && param in (preset.params || {}) ? preset.params[param] : spec.default;
       const made = paramInput(param, spec, standard, given[param]);
       this.fields.set(param, {input: made, spec});
@@ -94,12 +100,14 @@ class Form {
     const {kind, name} = this.chosen();
     const params = {};
     for (const [param, {input, spec}] of this.fields) if (input.value !== "") params[param] = typed(input.value, spec.type);
+    const inputs = {};
+    for (const [input, area] of this.inputs) if (area.value.trim()) inputs[input] = area.value.trim().split(/\s+/).map(uri => ({uri}));
     const labels = {};
     for (const line of this.labels.value.split("\n").filter(text => text.trim())) {
       const [label, ...value] = line.split("=");
       labels[label.trim()] = value.join("=").trim();
     }
-    const fields = {source: this.source.value.trim(), dest: this.dest.value.trim(), [kind]: name, params, labels, priority: this.priority.value,
+    const fields = {source: this.source.value.trim(), dest: this.dest.value.trim(), [kind]: name, params, labels, inputs: this.inputs.size ? inputs : undefined, priority: this.priority.value,
       overwrite: this.overwrite.checked || undefined, on_damage: this.damage.value || undefined, notify_url: this.notify.value.trim() || undefined};
     return Object.fromEntries(Object.entries(fields).filter(([, value]) => value !== undefined));
   }
@@ -161,6 +169,7 @@ class Form {
     const [head, name, inner] = place.split(".");
     if (head !== "body") return null;
     if (name === "params" && this.fields.has(inner)) return this.fields.get(inner).input;
+    if (name === "inputs" && this.inputs.has(inner)) return this.inputs.get(inner);
     return {source: this.source, dest: this.dest, preset: this.recipe, pipeline: this.recipe, labels: this.labels, priority: this.priority,
       notify_url: this.notify, on_damage: this.damage}[name] || null;
   }
@@ -183,8 +192,8 @@ function choose(id, options, value) {
 function paramInput(name, spec, standard, given) {
   const id = `param-${name}`;
   const shown = standard === null || standard === undefined ? "" : String(standard);
-  const options = spec.type === "boolean" ? ["true", "false"] : spec.choices;
-  if (options) return choose(id, [["", shown ? `default: ${shown}` : "none"], ...options.map(one => [String(one), String(one)])], given === undefined ? "" : String(given));
+  const options = spec.type === "boolean" ? ["true", "false"] : spec.choices || [];
+  if (options.length) return choose(id, [["", shown ? `default: ${shown}` : "none"], ...options.map(one => [String(one), String(one)])], given === undefined ? "" : String(given));
   const number = spec.type === "integer" || spec.type === "number";
   return h("input", {id, value: given === undefined ? "" : String(given), placeholder: shown, type: number ? "number" : "text", autocomplete: "off", spellcheck: "false",
     step: spec.type === "integer" ? 1 : number ? "any" : null, min: spec.min, max: spec.max});
