@@ -112,14 +112,21 @@ class Client:
              headers: Mapping[str, str] | None = None) -> Any:
         """The decoded answer. InputError for what the feeder refuses (Missing, Conflict), InfrastructureError where it cannot
         be reached (Busy: it asks for patience), ConfigError for a token that is wrong or may not do this."""
+        return self.answer(method, path, body, timeout=timeout, headers=headers)[1]
+
+    def answer(self, method: str, path: str, body: object = None, *, timeout: float = TIMEOUT_SECONDS,
+               headers: Mapping[str, str] | None = None) -> tuple[int, Any]:
+        """As `call`, with the status; YAML as its text."""
         status, got, text = self.exchange(method, path, body, timeout=timeout, headers=headers)
+        if status < 400 and got.get("content-type", "json").partition(";")[0].endswith("/yaml"):
+            return status, text.decode("utf-8", "replace")
         try:
             answer = json.loads(text) if text else None
         except ValueError:
             raise InfrastructureError("node.no_feeder", f"The answer ({status}) is not JSON.",
                                       "Is this the feeder's address? Check --url.") from None
         if status < 400:
-            return answer
+            return status, answer
         raise _refusal(status, answer if isinstance(answer, dict) else {}, got.get("retry-after"))
 
     def exchange(self, method: str, path: str, body: object = None, *, timeout: float = TIMEOUT_SECONDS,
@@ -129,8 +136,8 @@ class Client:
                 "Accept": "application/json", **(headers or {})}
         payload = None
         if body is not None:
-            payload = json.dumps(body).encode()
-            sent["Content-Type"] = "application/json"
+            payload = body if isinstance(body, bytes) else json.dumps(body).encode()
+            sent.setdefault("Content-Type", "application/json")
         repeatable = method == "GET" or "Idempotency-Key" in sent
         while True:
             connection, kept = self._connection(timeout)
