@@ -105,6 +105,7 @@ class Worker(Section):
     terminate_when_idle: bool = True
     workspace: FilePath | None = None
     keep_failed_workspaces: Count = 0
+    health_host: str = "127.0.0.1"
     health_port: Port | None = 8002
 
 

@@ -15,7 +15,7 @@ import gevent
 from gevent.event import Event
 from gevent.pool import Pool
 
-from nommerd import logs, sqlite
+from nommerd import logs, metrics, sqlite
 from nommerd.api.app import create_app
 from nommerd.api.auth import EVERYBODY, Gate, Hosts, Networks
 from nommerd.api.catalog import catalog_routes
@@ -25,6 +25,7 @@ from nommerd.api.job_routes import job_routes
 from nommerd.api.jobs import Jobs
 from nommerd.api.log import log_routes
 from nommerd.api.media import media_routes
+from nommerd.api.metrics import metrics_route
 from nommerd.api.openapi import openapi_route
 from nommerd.api.operator import operator_routes
 from nommerd.api.original import Original, check_nommers
@@ -97,6 +98,7 @@ class Feeder:
         self._stopping = Event()
         self._greenlets: list[gevent.Greenlet[..., object]] = []
         self._acks = Pool(8)
+        self._hub_watch = gevent.Greenlet()
         me = this_process("feeder")
         self.leadership = Leadership(store, me, LEADER_LEASE_SECONDS)
         self.fleet = fleet(self.leadership) if fleet is not None else None
@@ -138,6 +140,9 @@ class Feeder:
             *catalog_routes(catalogs, store),
             *media_routes(jobs),
             *operator_routes(store, control, self.stats),
+            metrics_route(self.stats, projects=self.tokens.projects, leads=lambda: self.leadership.leads,
+                          disk=settings.data_dir, watches=lambda: self.watching.counts if self.watching is not None else {},
+                          nodes=lambda: self.fleet.nodes if self.fleet is not None else None),
             *page_routes(self._ready),
         ]
         self.routes.append(openapi_route(self.routes))
@@ -169,6 +174,7 @@ class Feeder:
         if self.fleet is not None:
             loops = {**loops, "fleet": (self._tend_fleet, FLEET_SECONDS)}
         self._greenlets = [gevent.spawn(self._loop, name, work, pause) for name, (work, pause) in loops.items()]
+        self._hub_watch = gevent.spawn(metrics.watch_hub)
         self._server.start()
         logs.get().info("feeder.listening", url=self.url)
 
@@ -196,6 +202,7 @@ class Feeder:
         self._server.finish(STOP_SECONDS)
         self.deliveries.stop(0.5)
         self._acks.join(timeout=0.5)
+        self._hub_watch.kill(block=False)
         gevent.joinall(self._greenlets, timeout=0.5)
         gevent.killall(self._greenlets, timeout=1)
         self.leadership.resign()
@@ -268,6 +275,8 @@ class Feeder:
 
     def changed(self, job: Job) -> None:
         """This feeder changed the job's state: tell who waits here, and other feeders by a hint."""
+        if job.state.final:
+            metrics.JOBS_ENDED.add(job.state.value, job.error.code if job.error else "")
         self.waiters.wake(job.key)
         self.deliveries.kick(job.key)
         self.sending.announce(job)

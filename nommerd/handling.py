@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from gevent.event import Event
 
-from nommerd import lifecycle, logs
+from nommerd import lifecycle, logs, metrics
 from nommerd.attempt import Tools, attempt
 from nommerd.bus.base import Bus, BusUnavailable, Delivery
 from nommerd.errors import InfrastructureError, ShuttingDown, Stop
@@ -98,6 +98,8 @@ class Handling:
                 verdict = attempt(job, self._tools, stop, lease)
                 settled = self._settling.settle(lease, verdict)
             problem = verdict.problem
+            metrics.ATTEMPTS.add(verdict.outcome.name.lower(), problem.code if problem else "")
+            _count(settled)
             logs.get().info("job.settled", outcome=verdict.outcome.value, seconds=round(boot_clock() - since, 3),
                             state=settled and settled.state.value, **({"code": problem.code, "stage": problem.stage,
                                                                        "message": problem.message} if problem else {}))
@@ -153,9 +155,17 @@ class Handling:
         except (InfrastructureError, UnknownJob):
             return False
         if free.event_seq != job.event_seq:
+            metrics.LEASES_LOST.add()
+            _count(free)
             logs.get().warning("lease.broken", job=job.id, token=job.token, state=free.state.value, why=problem.message)
             self._settling.announce(free)
         return not free.claimed
+
+
+def _count(settled: Job | None) -> None:
+    """A job that was recorded as ended."""
+    if settled is not None and settled.state.final:
+        metrics.JOBS_ENDED.add(settled.state.value, settled.error.code if settled.error else "")
 
 
 def _quietly(call: Callable[..., bool], *args: float) -> None:

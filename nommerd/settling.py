@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from contextlib import suppress
 
-from nommerd import lifecycle, logs
+from nommerd import lifecycle, logs, metrics
 from nommerd.attempt import Outcome, Tools, Verdict, full_dest
 from nommerd.bus.base import Bus, BusUnavailable
 from nommerd.errors import Fenced, InfrastructureError, NommerdError
@@ -35,6 +35,7 @@ class Settling:
         try:
             return lease.settle(verdict.change(lease.owner, self._max_attempts, utcnow()), tries)
         except (Fenced, UnknownJob) as error:
+            metrics.WRITES_FENCED.add()
             if verdict.outcome is not Outcome.FENCED:
                 logs.get().warning("job.fenced", why=str(error))
         except InfrastructureError as error:

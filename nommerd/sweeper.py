@@ -15,7 +15,7 @@ from typing import Protocol
 
 from gevent.pool import Pool
 
-from nommerd import lifecycle, logs
+from nommerd import lifecycle, logs, metrics
 from nommerd.bus.base import Bus, BusUnavailable, Delivery
 from nommerd.control import Control, Switch
 from nommerd.errors import InfrastructureError, Problem
@@ -124,6 +124,7 @@ class Sweeper:
         if free.claimed:
             return  # renewed, or claimed anew, in the meantime
         swept.broken.append(job.id)
+        metrics.LEASES_LOST.add()
         logs.get().warning("lease.broken", job=job.id, token=job.token, state=free.state.value, why=why.message)
         if free.sweep_at is not None:  # it waits for a worker, or what it staged must be revoked
             self._send(free, look, swept)
@@ -163,6 +164,7 @@ class Sweeper:
             try:
                 self._settle_dead_letter(letter)
                 swept.dead_letters += isinstance(letter.message, JobMessage)
+                metrics.DEAD_LETTERS.add()
             except InfrastructureError as error:
                 logs.get().warning("sweep.dead_letter_put_off", job=letter.message.id, why=str(error))
 

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import gevent
 from gevent.event import Event
 
-from nommerd import __version__, logs
+from nommerd import __version__, logs, metrics
 from nommerd.attempt import Tools, threads_per_job
 from nommerd.aws.clients import Clients
 from nommerd.bus import open_bus
@@ -40,6 +40,7 @@ from nommerd.health import serve
 from nommerd.job import Key, utcnow
 from nommerd.lease import this_process
 from nommerd.media import binaries, process
+from nommerd.metrics import Gauge, Who
 from nommerd.net.egress import Egress
 from nommerd.parting import LAST_RECEIVE_SECONDS, Parting, Reason
 from nommerd.runtime import self_test
@@ -102,6 +103,16 @@ class Worker:
             return False
         return True
 
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        """For Prometheus: the text and its content type."""
+        free, total = self._tools.workspaces.disk()
+        disk = {str(self._tools.workspaces.root): (free, total)} if free is not None and total is not None else {}
+        return metrics.exposition(Who.WORKER, [
+            Gauge.of("worker_slots", "Slots of this worker", self._slots),
+            Gauge.of("worker_slots_busy", "Of those, the ones with a job", len(self.active)),
+            Gauge.of("worker_held", "Whether it begins nothing: paused, or draining", self._orders.held),
+            *metrics.disks(disk)], accept)
+
     def stop(self) -> None:
         """Ask `run` to end; running work is given back. Only sets flags."""
         self._asked.set()
@@ -110,11 +121,13 @@ class Worker:
     def run(self) -> None:
         """Work until `stop`, or until the node ends; returns within STOP_SECONDS and a little of either."""
         self._log.info("worker.started", node=self._me.node, slots=self._slots, version=__version__)
+        hub_watch = gevent.spawn(metrics.watch_hub)
         self._work()
         while not self._parting.end():
             self._stopping.clear()
             self._log.info("worker.resumed")
             self._work()
+        hub_watch.kill(block=False)
         self._log.info("worker.stopped")
 
     def _work(self) -> None:
@@ -334,7 +347,7 @@ def _run(settings: Settings, name: str | None, local: bool, booted: Clients | No
                         heartbeat_seconds=wanted.heartbeat_seconds, embedded=urlsplit(settings.store).scheme in EMBEDDED,
                         life=life)
         if wanted.health_port is not None:
-            parts.callback(serve(wanted.health_port, worker.ready).stop, 0)
+            parts.callback(serve(wanted.health_host, wanted.health_port, worker.ready, worker.metrics).stop, 0)
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, worker.stop)
         worker.run()

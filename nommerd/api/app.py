@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from bottle import Bottle, HTTPError, HTTPResponse, request, response
 
-from nommerd import logs
+from nommerd import logs, metrics
 from nommerd.api.access import Access
 from nommerd.api.auth import ORIGINAL_PATHS, Gate
 from nommerd.api.original import Original, refused
@@ -16,6 +17,9 @@ from nommerd.api.route import Answer, Call, Route
 from nommerd.errors import InfrastructureError, InputError, ManyErrors, NommerdError
 
 ACCESS = "nommerd.access"  # in the WSGI environment: who asks
+ROUTE = "nommerd.route"  # which call it is, by its path as OpenAPI has it
+NO_ROUTE = "none"  # of what was refused before it came to one
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 StartResponse = Callable[..., Any]
 Wsgi = Callable[[dict[str, Any], StartResponse], Iterable[bytes]]
@@ -31,7 +35,8 @@ def create_app(routes: Sequence[Route], gate: Gate, original: Original | None = 
     if original is not None:
         _add_original(app, original)
 
-    def application(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+    def application(environ: dict[str, Any], start: StartResponse) -> Iterable[bytes]:
+        start_response = _measured(environ, start)
         try:
             environ[ACCESS] = gate.check(environ)
             return app.wsgi(environ, start_response)  # type: ignore[no-any-return]
@@ -57,11 +62,26 @@ def create_app(routes: Sequence[Route], gate: Gate, original: Original | None = 
 def _handler(route: Route) -> Callable[..., HTTPResponse]:
     def handle(**path: str) -> HTTPResponse:
         environ = request.environ
+        environ[ROUTE] = route.path
         access: Access = environ[ACCESS]
         check_scope(route, access)
         return _response(route.handle(Call(environ, access, path)))
 
     return handle
+
+
+def _measured(environ: dict[str, Any], start: StartResponse) -> StartResponse:
+    """`start`, that also counts the request and, unless it waits for news, measures how long its answer took to begin."""
+    begun = time.perf_counter()
+
+    def start_response(status: str, headers: list[tuple[str, str]], *exc_info: Any) -> Any:
+        route, method = environ.get(ROUTE, NO_ROUTE), environ["REQUEST_METHOD"]
+        metrics.HTTP_REQUESTS.add(route, method if method in METHODS else "other", status[:3])
+        if "wait=" not in environ.get("QUERY_STRING", ""):
+            metrics.HTTP_SECONDS.observe(time.perf_counter() - begun, route)
+        return start(status, headers, *exc_info)
+
+    return start_response
 
 
 def check_scope(route: Route, access: Access) -> None:
@@ -76,6 +96,7 @@ def check_scope(route: Route, access: Access) -> None:
 
 def _add_original(app: Bottle, original: Original) -> None:
     def submit() -> HTTPResponse:
+        request.environ[ROUTE] = request.path.rstrip("/")
         answer, headers = original.submit(Call(request.environ, request.environ[ACCESS], {}).body)
         return _response(Answer(value=answer, headers=headers))
 

@@ -149,9 +149,7 @@ def operator_routes(store: Store, control: Control, stats: Stats) -> list[Route]
         return Answer(value={"paused": None})
 
     def figures(call: Call) -> Answer:
-        access = call.access
-        return Answer(value=stats_json(access.project, stats.figures(access.project),
-                                       stats.installation() if access.installation else None))
+        return Answer(value=stats_json(stats, call.access.project, call.access.installation))
 
     return [
         Route(method="GET", path="/v1/workers", handle=listing, summary="List the workers.", answers={200: WorkerList},

@@ -77,8 +77,6 @@ class Figures:
     at: datetime
     oldest_pending: datetime | None
     states: Mapping[JobState, int]
-    ended: Ended  # in the last day
-    webhooks: WebhooksDue
 
     @property
     def oldest_pending_seconds(self) -> float | None:
@@ -148,6 +146,7 @@ class _Project:
     """What is kept of one project."""
 
     figures: _Shared = field(default_factory=_Shared)
+    ended: _Shared = field(default_factory=_Shared)
     past: _Shared = field(default_factory=_Shared)
     hour: datetime | None = None
 
@@ -168,20 +167,26 @@ class Stats:
 
     def figures(self, project: str) -> Figures:
         """Those of a project."""
-        kept = self._projects.pop(project, None) or _Project()
-        self._projects[project] = kept
-        while len(self._projects) > PROJECTS_KEPT:
-            del self._projects[next(iter(self._projects))]
-        return kept.figures.get(lambda: self._compute(project, kept), self._seconds, self._clock)
+        def make() -> Figures:
+            return Figures(self._now(), self._store.oldest_pending(project), self._store.count(project))
+
+        return self._of(project).figures.get(make, self._seconds, self._clock)
+
+    def ended(self, project: str) -> Ended:
+        """How its jobs ended in the last day."""
+        kept = self._of(project)
+        return kept.ended.get(lambda: self._ended(project, kept, self._now()), self._seconds, self._clock)
 
     def installation(self) -> Installation:
         """Those of all projects."""
         return self._installation.get(self._look, self._seconds, self._clock)
 
-    def _compute(self, project: str, kept: _Project) -> Figures:
-        now = self._now()
-        return Figures(at=now, oldest_pending=self._store.oldest_pending(project), states=self._store.count(project),
-                       ended=self._ended(project, kept, now), webhooks=self.webhooks().get(project, WebhooksDue()))
+    def _of(self, project: str) -> _Project:
+        kept = self._projects.pop(project, None) or _Project()
+        self._projects[project] = kept
+        while len(self._projects) > PROJECTS_KEPT:
+            del self._projects[next(iter(self._projects))]
+        return kept
 
     def _look(self) -> Installation:
         return Installation(switch=self._control.switch(), depth=self._bus.jobs.depth(),
@@ -217,13 +222,15 @@ class Stats:
         return {project: WebhooksDue(count, failing[project]) for project, count in due.items()}
 
 
-def stats_json(project: str, figures: Figures, installation: Installation | None) -> dict[str, Any]:
-    """The answer; without the `installation` where the asking token does not concern it."""
+def stats_json(stats: Stats, project: str, of_all: bool) -> dict[str, Any]:
+    """The answer; `of_all`: the asking token concerns the installation."""
+    figures, ended = stats.figures(project), stats.ended(project)
+    webhooks = stats.webhooks().get(project, WebhooksDue())
     return {"at": timestamp(figures.at), "project": project,
             "oldest_pending_seconds": figures.oldest_pending_seconds,
             "states": {state.value: figures.states.get(state, 0) for state in JobState},
-            "webhooks": {"due": figures.webhooks.due, "failing": figures.webhooks.failing},
-            "errors": _errors(figures), "throughput": _throughput(figures), **_of_all(installation)}
+            "webhooks": {"due": webhooks.due, "failing": webhooks.failing}, "errors": _errors(ended),
+            "throughput": _throughput(figures.at, ended), **_of_all(stats.installation() if of_all else None)}
 
 
 def _of_all(installation: Installation | None) -> dict[str, Any]:
@@ -241,18 +248,17 @@ def paused_json(switch: Switch) -> dict[str, Any] | None:
     return {"since": timestamp(switch.since), "by": switch.by} if switch.paused and switch.since is not None else None
 
 
-def _errors(figures: Figures) -> list[dict[str, Any]]:
+def _errors(ended: Ended) -> list[dict[str, Any]]:
     """By code, the most frequent first."""
-    found = sorted(figures.ended.codes.items(), key=lambda item: (-item[1], item[0]))
+    found = sorted(ended.codes.items(), key=lambda item: (-item[1], item[0]))
     return [{"code": code, "count": count} for code, count in found]
 
 
-def _throughput(figures: Figures) -> list[dict[str, Any]]:
+def _throughput(at: datetime, ended: Ended) -> list[dict[str, Any]]:
     """By hour, the oldest first; the last is the present one."""
-    last = _floor(figures.at)
+    last = _floor(at)
     hours = [last - back * _HOUR for back in range(HOURS - 1, -1, -1)]
-    return [{"hour": timestamp(hour), "finished": figures.ended.finished[hour], "failed": figures.ended.failed[hour]}
-            for hour in hours]
+    return [{"hour": timestamp(hour), "finished": ended.finished[hour], "failed": ended.failed[hour]} for hour in hours]
 
 
 def _floor(at: datetime) -> datetime:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from nommerd import metrics
 from nommerd.errors import EncoderError, InputError, NommerdError
 from nommerd.media import outcome
 from nommerd.media.command import Command
@@ -31,6 +32,7 @@ def run_command(context: Context, command: Command, input_path: Path, *, part: t
                 stall_seconds=context.stall_seconds, stderr_bytes=outcome.STDERR_BYTES)
     context.stop.check()
     _judge(context, ended, input_path, fails_on_damage)
+    watch.note_speed()
     return watch.reader.last
 
 
@@ -84,6 +86,12 @@ class _Watch:
         if block is not None:
             self._report(block)
         return self.reader.advanced
+
+    def note_speed(self) -> None:
+        """Of a command that is done."""
+        elapsed, media_seconds = time.monotonic() - self._begun, self.reader.last.out_seconds
+        if media_seconds and elapsed > 0:
+            metrics.ENCODE_SPEED.observe(media_seconds / elapsed)
 
     def _report(self, block: Progress) -> None:
         done = fraction(block, self._command.total_frames, self._command.total_seconds)

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from nommerd import metrics
 from nommerd.errors import InfrastructureError, NommerdError, Problem, at_stage
 from nommerd.job import JobState
 from nommerd.media.process import observed
@@ -44,9 +45,11 @@ def run_pipeline(stages: Sequence[Stage], context: Context) -> None:
 def _run_noted(step: Step, context: Context) -> None:
     """Run the step, and let the journal know what it was and what the source turned out to be."""
     context.journal.begin(step.id)
+    begun = time.monotonic()
     try:
         step.run(context)
     finally:
+        metrics.STAGE_SECONDS.observe(time.monotonic() - begun, step.kind)
         context.journal.end()
         source = context.files.get(SOURCE)
         if context.journal.source is None and source is not None and source.probe is not None:
@@ -85,6 +88,7 @@ class Step:
     state: JobState | None
     weight: float
     run: Callable[[Context], None]
+    kind: str  # the stage's name in YAML, whatever its id
 
 
 def plan(stages: Sequence[Stage]) -> list[Step]:
@@ -92,8 +96,8 @@ def plan(stages: Sequence[Stage]) -> list[Step]:
     steps: list[Step] = []
     for stage in stages:
         if isinstance(stage, Upload):
-            steps.append(Step(VERIFY_ID, None, VERIFY_WEIGHT, _verify))
-        steps.append(Step(stage.id, stage.state, stage.weight, stage.run))
+            steps.append(Step(VERIFY_ID, None, VERIFY_WEIGHT, _verify, VERIFY_ID))
+        steps.append(Step(stage.id, stage.state, stage.weight, stage.run, stage.name))
     return steps
 
 

@@ -17,7 +17,7 @@ def ask(port: int, request: bytes) -> bytes:
 
 
 def test_many_silent_connections_leave_room_for_the_next_question() -> None:
-    server = serve(0, lambda: True)
+    server = serve("127.0.0.1", 0, lambda: True, lambda accept: (b"figures\n", "text/plain"))
     silent = [socket.create_connection(("127.0.0.1", server.server_port), timeout=10) for _ in range(4 * CONNECTIONS_MAX)]
     try:
         answer = ask(server.server_port, b"GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
@@ -30,7 +30,7 @@ def test_many_silent_connections_leave_room_for_the_next_question() -> None:
 
 
 def test_an_answer_to_head_has_no_body() -> None:
-    server = serve(0, lambda: True)
+    server = serve("127.0.0.1", 0, lambda: True, lambda accept: (b"figures\n", "text/plain"))
     try:
         answer = ask(server.server_port, b"HEAD /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert answer.endswith(b"\r\n\r\n")

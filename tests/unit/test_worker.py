@@ -609,13 +609,13 @@ def get(port: int, path: str) -> int:
 def test_health_says_alive_and_whether_it_takes_work(house: House) -> None:
     worker = house.start()
     port = free_port()
-    server = serve(port, worker.ready)
+    server = serve("127.0.0.1", port, worker.ready, worker.metrics)
     try:
         assert [get(port, path) for path in ("/healthz", "/readyz", "/other")] == [200, 200, 404]
         worker.stop()
         assert [get(port, path) for path in ("/healthz", "/readyz")] == [200, 503]
         with pytest.raises(ConfigError) as caught:
-            serve(port, worker.ready)
+            serve("127.0.0.1", port, worker.ready, worker.metrics)
         assert caught.value.code == "config.port_taken"
     finally:
         server.stop(0)

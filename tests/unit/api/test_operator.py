@@ -220,10 +220,10 @@ def test_hours_that_are_over_are_read_once_in_five_minutes_and_the_present_one_e
     stats = Stats(store, api.bus, Control(store), clock=clock, now=lambda: now)
     for minutes in (0, 10, 29, 31, 23 * 60 + 20, 24 * 60 + 20):
         job(minutes)
-    ended = stats.figures("default").ended
+    ended = stats.ended("default")
     assert sum(ended.finished.values()) == 5, "one is more than a day old"
     assert ended.finished[now.replace(minute=0, second=0, microsecond=0)] == 3
     job(1)
     clock.time = 3
-    assert sum(stats.figures("default").ended.finished.values()) == 6
+    assert sum(stats.ended("default").finished.values()) == 6
     assert [now - since for since in store.looks] == [timedelta(days=1), timedelta(minutes=30), timedelta(minutes=30)]
