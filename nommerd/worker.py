@@ -18,7 +18,6 @@ import socket
 import sys
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from urllib.parse import urlsplit
 
 import gevent
@@ -32,16 +31,17 @@ from nommerd.bus.base import Bus
 from nommerd.catalog import load_stages
 from nommerd.config import Settings
 from nommerd.control import Control, Heed
-from nommerd.errors import ConfigError, InfrastructureError, ManyErrors, NommerdError, ShuttingDown, Stop
-from nommerd.fleet.node import BOOT_SECONDS, LOCAL_ID, LOOKUP_SECONDS, Life, Metadata, identify, is_ec2_hardware, terminate
+from nommerd.errors import ConfigError, InfrastructureError, ManyErrors, NommerdError, ShuttingDown
+from nommerd.fleet.node import LOCAL_ID, Life
 from nommerd.greenlets import Greenlets
 from nommerd.handling import Handling
 from nommerd.health import serve
 from nommerd.job import Key, utcnow
 from nommerd.lease import this_process
-from nommerd.media import binaries, process
+from nommerd.media import binaries
 from nommerd.metrics import Gauge, Who
 from nommerd.net.egress import Egress
+from nommerd.nodelife import EMBEDDED, find_life
 from nommerd.parting import LAST_RECEIVE_SECONDS, Parting, Reason
 from nommerd.runtime import self_test
 from nommerd.secrets import Keyring
@@ -60,10 +60,7 @@ KILL_SECONDS = 0.15
 SETTLE_SECONDS = 3.0  # for the last polls of an idle node, which wait for LAST_RECEIVE_SECONDS
 BEAT_SECONDS = 0.5  # what the last heartbeat may take
 REST_SECONDS = 1.0  # while nothing is begun: between looks whether there is anything left to live for
-SHUTDOWN, SUDO = ("/usr/sbin/shutdown", "-h", "now"), ("/usr/bin/sudo", "-n")  # as a node's user-data allows it
-SHUTDOWN_SECONDS = 20.0
 EXIT_FAILED, EXIT_CONFIG = 1, 2
-EMBEDDED = frozenset({"sqlite", "memory"})  # stores that cost nothing to look at
 
 
 class Worker:
@@ -294,35 +291,6 @@ def make_tools(settings: Settings, store: Store, clients: Clients) -> Tools:
                  workspaces=Workspaces(settings.work_dir, settings.worker.keep_failed_workspaces),
                  threads=threads_per_job(settings.worker.threads_per_job, settings.worker.slots),
                  keep_days=settings.jobs.keep_finished_days)
-
-
-def find_life(settings: Settings, clients: Clients, booted: bool) -> Life | None:
-    """The life of the EC2 instance that this is, None where it is none.
-
-    It does not end itself where the operator says so, nor where the records are on its own disk, unless it was booted as a
-    node: that would end more than a worker.
-    """
-    metadata = Metadata.from_environment(os.environ)
-    node = identify(metadata, BOOT_SECONDS if booted else LOOKUP_SECONDS)
-    if node is None or metadata is None:
-        return None
-    at_home = urlsplit(settings.store).scheme in EMBEDDED and not booted
-    stays = at_home or not settings.worker.terminate_when_idle
-    logs.get().info("node.found", instance=node.instance_id, zone=node.zone, ends_itself=not stays,
-                    idle_seconds=None if stays else settings.worker.idle_seconds)
-    return Life(node, metadata.notice, idle_seconds=None if stays else settings.worker.idle_seconds,
-                terminate=lambda: terminate(clients("ec2"), node.instance_id),
-                shut_down=shut_down if metadata.is_ec2s_own and is_ec2_hardware() else None)
-
-
-def shut_down() -> None:
-    """Shut this machine down: for an EC2 instance, that is its termination where its launch template says so. Raises
-    ConfigError or InfrastructureError."""
-    argv = list(SHUTDOWN) if os.geteuid() == 0 else [*SUDO, *SHUTDOWN]
-    exit, said = process.output(argv, cwd=Path("/"), stop=Stop(), timeout_seconds=SHUTDOWN_SECONDS, max_bytes=4096)
-    if not exit.ok:
-        why = (exit.stderr or said.decode(errors="replace")).strip()[-300:]
-        raise InfrastructureError("node.not_terminated", f"The machine does not shut down: {why}")
 
 
 def _run(settings: Settings, name: str | None, local: bool, booted: Clients | None) -> int:
