@@ -11,8 +11,10 @@ from typing import Any
 from nommerd.api.app import create_app
 from nommerd.api.auth import Gate, Hosts
 from nommerd.api.catalog import catalog_routes
+from nommerd.api.explain import explain_routes
 from nommerd.api.job_routes import job_routes
 from nommerd.api.jobs import Jobs
+from nommerd.api.log import log_routes
 from nommerd.api.media import media_routes
 from nommerd.api.operator import operator_routes
 from nommerd.api.pages import page_routes
@@ -25,8 +27,9 @@ from nommerd.bus.memory import MemoryBus
 from nommerd.catalog import Catalog
 from nommerd.catalogs import Catalogs
 from nommerd.control import Control
-from nommerd.errors import NommerdError
+from nommerd.errors import ConfigError, NommerdError
 from nommerd.job import Job
+from nommerd.media.binaries import Binaries
 from nommerd.net.egress import Egress
 from nommerd.pipeline.context import Context
 from nommerd.pipeline.stage import Stage, StageSettings
@@ -96,6 +99,7 @@ class Api:
     waiters: Waiters = field(default_factory=Waiters)
     changed: list[Job] = field(default_factory=list)
     not_ready: NommerdError | None = None
+    binaries: Binaries | None = None  # those of the feeder's own machine
 
     def __post_init__(self) -> None:
         pipelines = self.root / "pipelines"
@@ -120,8 +124,14 @@ class Api:
         self.stats = Stats(self.store, self.bus, self.control)
         gate = Gate([Secret(TOKEN)], Hosts("127.0.0.1", ["media.example:8001", "other.example"]), stored=self.tokens)
         self.app = create_app([*job_routes(self.jobs), *token_routes(self.tokens), *catalog_routes(self.catalogs, self.store),
+                               *log_routes(self.store), *explain_routes(self.jobs, self.catalog.stages, self._find, 2),
                                *media_routes(self.jobs), *operator_routes(self.store, self.control, self.stats),
                                *page_routes(self._ready)], gate)
+
+    def _find(self) -> Binaries:
+        if self.binaries is None:
+            raise ConfigError("config.no_ffmpeg", "There is no ffmpeg.")
+        return self.binaries
 
     def _ready(self) -> None:
         if self.not_ready is not None:

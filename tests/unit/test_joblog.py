@@ -1,0 +1,91 @@
+"""Logs are kept beside the work: few writes, the newest last, and nobody waits for them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from io import StringIO
+
+import gevent
+import pytest
+
+from nommerd.job import Key
+from nommerd.joblog import DAY_SECONDS, LogKeeper, read_logs
+from nommerd.store.base import Document, StoreUnavailable
+from nommerd.store.memory import MemoryStore
+from tests.logged import captured
+from tests.rig import wait_until
+
+KEY = Key("default", "j1")
+
+
+@pytest.fixture(autouse=True)
+def log() -> Iterator[StringIO]:
+    with captured() as stream:
+        yield stream
+
+
+class Slow(MemoryStore):
+    """Each write takes a while, or fails."""
+
+    def __init__(self, seconds: float = 0.0, failures: int = 0) -> None:
+        super().__init__()
+        self.seconds, self.failures, self.writes = seconds, failures, 0
+
+    def put_document(self, document: Document, expected_version: int | None) -> None:
+        self.writes += 1
+        gevent.sleep(self.seconds)
+        if self.failures:
+            self.failures -= 1
+            raise StoreUnavailable("away")
+        super().put_document(document, expected_version)
+
+
+def kept(store: MemoryStore) -> list[str]:
+    return [json.loads(document.body) for document in read_logs(store, KEY)]
+
+
+def test_many_wishes_become_two_writes_and_the_last_one_stays() -> None:
+    store, said = Slow(), ["first"]
+    keeper = LogKeeper(store, KEY, 7, lambda: json.dumps(said[0]), keep_days=3)
+    keeper.save()
+    wait_until(lambda: kept(store) == ["first"], 5, "the first write")
+    for number in range(50):
+        said[0] = f"then {number}"
+        keeper.save()
+        gevent.sleep(0)
+    keeper.finish()
+    wait_until(lambda: kept(store) == ["then 49"], 5, "the last write")
+    assert store.writes == 2
+    document, = read_logs(store, KEY)
+    assert (document.kind, document.scope, document.name) == ("log", "default/j1", "000007")
+    assert document.expires == pytest.approx(time.time() + 3 * DAY_SECONDS, abs=60)
+
+
+def test_nobody_waits_for_a_store_that_is_slow_and_writes_stay_in_order() -> None:
+    store, said = Slow(seconds=0.2), ["early"]
+    keeper = LogKeeper(store, KEY, 1, lambda: json.dumps(said[0]), keep_days=3)
+    began = time.monotonic()
+    keeper.save()
+    gevent.sleep(0.01)  # the early text is on its way
+    said[0] = "late"
+    keeper.finish()
+    assert time.monotonic() - began < 0.15
+    wait_until(lambda: kept(store) == ["late"], 5, "the last write")
+
+
+def test_what_cannot_be_written_is_dropped_and_told(log: StringIO) -> None:
+    store = Slow(failures=1)
+    keeper = LogKeeper(store, KEY, 1, lambda: json.dumps("x"), keep_days=3)
+    keeper.save()
+    wait_until(lambda: "log.not_kept" in log.getvalue(), 5, "the warning")
+    keeper.finish()
+    wait_until(lambda: kept(store) == ["x"], 5, "the last write")
+
+
+def test_logs_come_in_the_order_of_the_attempts() -> None:
+    store = MemoryStore()
+    for number in (12, 2, 100):
+        LogKeeper(store, KEY, number, lambda number=number: json.dumps(number), keep_days=3).finish()  # type: ignore[misc]
+    wait_until(lambda: kept(store) == [2, 12, 100], 5, "three logs")
