@@ -1,0 +1,284 @@
+"""`nommerd backup` and `restore` on files alone: what they refuse, and that a refusal changes nothing."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import shutil
+import sqlite3
+import stat
+import tarfile
+from collections.abc import Callable
+from contextlib import closing
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+from nommerd import backups, restoring, sqlite
+from nommerd.backups import DATABASE, KEYS, MANIFEST, TOKEN, WEBHOOK_SECRET
+from nommerd.cli.backup import backup, restore
+from nommerd.config import Settings, load
+from nommerd.errors import ConfigError
+from nommerd.job import Job, utcnow
+from nommerd.secrets import Keyring, secret_file
+from nommerd.sqlite import Database
+from nommerd.sqlite_schema import MIGRATIONS
+from nommerd.store.sqlite import SqliteStore
+from tests.rig import CANARY
+
+Members = list[tuple[tarfile.TarInfo, bytes]]
+
+
+def open_store(settings: Settings) -> SqliteStore:
+    return SqliteStore(Database.open(settings.database_path(settings.store)))
+
+
+def settings_of(root: Path, more: str = "") -> Settings:
+    file = root / "nommerd.yaml"
+    file.write_text(f"paths: {{data: data}}\n{more}", encoding="utf-8")
+    return load(file, {})
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """An installation with two jobs and secrets."""
+    made = settings_of(tmp_path)
+    made.make_data_dir()
+    secret_file(made.token_file, make=True, generate=lambda: f"{CANARY}-token")
+    secret_file(made.webhook_secret_file, make=True, generate=lambda: f"whsec_{CANARY}")
+    Keyring.load_or_make(made.data_dir, (), make=True)
+    store = open_store(made)
+    for id in ("one", "two"):
+        store.create(Job(id=id, pipeline="web", recipe="r" * 64, source="file:///i", dest="file:///o", created=utcnow(),
+                         updated=utcnow()))
+    store.close()
+    return made
+
+
+@pytest.fixture
+def good(settings: Settings, tmp_path: Path) -> Path:
+    """A backup of it."""
+    file = tmp_path / "good.tar.gz"
+    backups.make(settings, file, force=False)
+    return file
+
+
+def state(settings: Settings) -> dict[str, bytes]:
+    """Every file of the data directory, but locks."""
+    return {path.name: path.read_bytes() for path in settings.data_dir.iterdir() if not path.name.endswith(".lock")}
+
+
+def refused(settings: Settings, file: Path, *, force: bool = True) -> ConfigError:
+    """The error of a restore that has changed nothing."""
+    before = state(settings)
+    with pytest.raises(ConfigError) as caught:
+        restoring.restore(settings, file, force=force)
+    assert state(settings) == before
+    return caught.value
+
+
+def repacked(good: Path, change: Callable[[Members], Members | None]) -> Path:
+    """The backup with other members; the manifest's checksums are made to fit them."""
+    with tarfile.open(good) as tar:
+        members = [(member, tar.extractfile(member).read()) for member in tar]  # type: ignore[union-attr]
+    members = change(members) or members
+    bad = good.with_name("bad.tar.gz")
+    with tarfile.open(bad, "w:gz") as tar:
+        for member, content in members:
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return bad
+
+
+def with_manifest(members: Members, **fields: Any) -> Members:
+    """The members with a manifest that fits them, but for these fields."""
+    (head, text), *rest = members
+    files = {member.name: {"bytes": len(content), "sha256": sha256(content).hexdigest()} for member, content in rest}
+    return [(head, json.dumps({**json.loads(text), "files": files, **fields}).encode()), *rest]
+
+
+class TestBackup:
+    def test_it_holds_the_database_and_secrets_with_a_manifest_and_is_its_owners_alone(self, settings: Settings,
+                                                                                     good: Path) -> None:
+        assert stat.S_IMODE(good.stat().st_mode) == 0o600
+        with tarfile.open(good, "r:gz") as tar:
+            assert tar.getnames() == [MANIFEST, DATABASE, TOKEN, KEYS, WEBHOOK_SECRET]
+            assert {member.mode for member in tar} == {0o600}
+            manifest = json.load(tar.extractfile(MANIFEST))  # type: ignore[arg-type]
+            token = tar.extractfile(TOKEN).read()  # type: ignore[union-attr]
+        assert token == settings.token_file.read_bytes()
+        assert (manifest["jobs"], manifest["schema_version"], manifest["cluster"]) == (2, len(MIGRATIONS), "default")
+        assert manifest["files"][TOKEN] == {"bytes": len(token), "sha256": sha256(token).hexdigest()}
+
+    def test_it_replaces_nothing_unless_forced_and_leaves_no_scratch(self, settings: Settings, good: Path) -> None:
+        good.write_bytes(b"something else")
+        with pytest.raises(ConfigError) as caught:
+            backups.make(settings, good, force=False)
+        assert (caught.value.code, good.read_bytes()) == ("config.backup_exists", b"something else")
+        backups.make(settings, good, force=True)
+        assert restoring.restore(settings, good, force=True).jobs == 2
+        assert [path for path in good.parent.iterdir() if path.name.startswith(".")] == []
+
+    def test_what_was_just_written_is_in_it_though_no_checkpoint_has_been(self, settings: Settings, tmp_path: Path) -> None:
+        store = open_store(settings)  # stays open: its log is not folded into the file
+        store.create(Job(id="three", pipeline="web", recipe="r", source="file:///i", dest="file:///o", created=utcnow(),
+                         updated=utcnow()))
+        assert Path(f"{settings.database_path(settings.store)}-wal").stat().st_size > 0
+        assert backups.make(settings, tmp_path / "b.tar.gz", force=False).jobs == 3
+        store.close()
+
+    @pytest.mark.parametrize("where", ["data/nommerd.db", "data/keys", "data", "nowhere/b.gz", "n" * 300, "/proc/b.gz"])
+    def test_a_file_it_must_not_or_cannot_write_is_refused(self, settings: Settings, tmp_path: Path, where: str) -> None:
+        before = state(settings)
+        with pytest.raises(ConfigError) as caught:
+            backups.make(settings, tmp_path / where, force=True)
+        assert (caught.value.code, state(settings)) == ("config.backup_file", before)
+
+    @pytest.mark.parametrize(("store", "word"), [("dynamodb://jobs", "point-in-time"), ("simpledb://jobs", "no backups"),
+                                                 ("memory://", "ends with its process")])
+    def test_with_another_store_it_says_what_to_use(self, tmp_path: Path, store: str, word: str) -> None:
+        settings = settings_of(tmp_path, f"store: {store}\n")
+        for run in (lambda: backups.make(settings, tmp_path / "b", force=False),
+                    lambda: restoring.restore(settings, tmp_path / "b", force=False)):
+            with pytest.raises(ConfigError, match=word) as caught:
+                run()
+            assert caught.value.code == "config.backup_store"
+
+    def test_a_damaged_database_is_not_backed_up(self, settings: Settings, tmp_path: Path) -> None:
+        database = settings.database_path(settings.store)
+        content = bytearray(database.read_bytes())
+        content[5000:9000] = b"\xff" * 4000
+        database.write_bytes(content)
+        with pytest.raises(ConfigError) as caught:
+            backups.make(settings, tmp_path / "b.tar.gz", force=False)
+        assert (caught.value.code, "damaged" in caught.value.message) == ("config.database", True)
+        assert not (tmp_path / "b.tar.gz").exists()
+
+    def test_where_there_is_no_database_it_says_so_and_makes_none(self, tmp_path: Path) -> None:
+        settings = settings_of(tmp_path)
+        with pytest.raises(ConfigError) as caught:
+            backups.make(settings, tmp_path / "b.tar.gz", force=False)
+        assert (caught.value.code, settings.data_dir.exists()) == ("config.no_data", False)
+
+    def test_the_commands_tell_as_json_and_never_a_secret(self, settings: Settings, tmp_path: Path) -> None:
+        config, file = str(tmp_path / "nommerd.yaml"), str(tmp_path / "b.tar.gz")
+        done = CliRunner().invoke(backup, [file, "-c", config, "--json"], standalone_mode=False)
+        assert (done.return_value, json.loads(done.stdout)["jobs"]) == (0, 2)
+        shutil.rmtree(settings.data_dir)
+        back = CliRunner().invoke(restore, [file, "-c", config, "--json"], standalone_mode=False)
+        assert (back.return_value, json.loads(back.stdout)["files"]) == (0, [DATABASE, TOKEN, KEYS, WEBHOOK_SECRET])
+        assert CANARY not in done.output + back.output
+
+
+class TestRestore:
+    def test_everything_comes_back_as_it_was_and_for_its_owner_alone(self, settings: Settings, good: Path) -> None:
+        before = state(settings)
+        shutil.rmtree(settings.data_dir)
+        manifest = restoring.restore(settings, good, force=False)
+        assert manifest.jobs == 2
+        after = state(settings)
+        assert after.keys() == before.keys()
+        assert all(after[name] == before[name] for name in (TOKEN, KEYS, WEBHOOK_SECRET))
+        assert {stat.S_IMODE((settings.data_dir / name).stat().st_mode) for name in after} == {0o600}
+        store = open_store(settings)
+        assert sum(store.count("default").values()) == 2
+        store.close()
+
+    def test_what_is_there_is_not_replaced_unless_forced(self, settings: Settings, good: Path) -> None:
+        assert refused(settings, good, force=False).code == "config.data_exists"
+        settings.token_file.write_text("another\n")
+        settings.database_path(settings.store).unlink()
+        error = refused(settings, good, force=False)
+        assert (error.code, "token" in error.message, "keys" in error.message) == ("config.data_exists", True, False)
+        restoring.restore(settings, good, force=True)
+        assert CANARY in settings.token_file.read_text()
+
+    def test_the_log_of_a_replaced_database_is_not_taken_for_that_of_the_next(self, settings: Settings, good: Path) -> None:
+        database = settings.database_path(settings.store)
+        with closing(sqlite3.connect(database)) as db:
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("DELETE FROM jobs")
+            db.commit()
+            left = Path(f"{database}-wal").read_bytes()  # as a crash leaves it
+        Path(f"{database}-wal").write_bytes(left)
+        restoring.restore(settings, good, force=True)
+        assert not Path(f"{database}-wal").exists()
+        assert backups.checked(database, "it") == (len(MIGRATIONS), 2)
+
+    def test_a_damaged_database_can_be_replaced(self, settings: Settings, good: Path) -> None:
+        settings.database_path(settings.store).write_bytes(b"rubbish" * 1000)
+        restoring.restore(settings, good, force=True)
+        assert backups.checked(settings.database_path(settings.store), "it") == (len(MIGRATIONS), 2)
+
+    def test_it_refuses_while_a_feeder_runs(self, settings: Settings, good: Path) -> None:
+        lock = sqlite.exclusive(settings.database_path(settings.store))
+        try:
+            assert refused(settings, good).code == "config.feeder_running"
+        finally:
+            lock.close()
+
+    def test_a_backup_of_a_newer_version_is_refused_with_what_to_do(self, settings: Settings, good: Path) -> None:
+        bad = repacked(good, lambda members: with_manifest(members, schema_version=len(MIGRATIONS) + 1, nommerd="9.1"))
+        error = refused(settings, bad)
+        assert (error.code, "9.1" in error.message, "Upgrade" in error.hint) == ("config.newer_backup", True, True)
+
+    @pytest.mark.parametrize("name", ["../evil", "/etc/evil", "data/../../evil", "nommerd.db-wal", "work/x", "n" * 300,
+                                      "\x1b[31mred"])
+    def test_a_member_of_any_other_name_is_refused_and_written_nowhere(self, settings: Settings, good: Path, name: str,
+                                                                      tmp_path: Path) -> None:
+        bad = repacked(good, lambda members: [*members, (tarfile.TarInfo(name), b"x")])
+        everything = {path for path in tmp_path.rglob("*") if not path.name.endswith(".lock")}
+        error = refused(settings, bad)
+        assert (error.code, "\x1b" in error.message) == ("config.bad_backup", False)
+        assert {path for path in tmp_path.rglob("*") if not path.name.endswith(".lock")} == everything
+
+    @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE])
+    def test_links_and_devices_are_refused(self, settings: Settings, good: Path, kind: bytes) -> None:
+        def change(members: Members) -> None:
+            member, _ = members[2]
+            member.type, member.linkname = kind, "/etc/passwd"
+            members[2] = member, b""
+
+        assert refused(settings, repacked(good, change)).code == "config.bad_backup"
+
+    @pytest.mark.parametrize(("change", "why"), [
+        (lambda members: members[1:], "manifest"),
+        (lambda members: [*members[1:], members[0]], "manifest"),
+        (lambda members: members[:-1], "lacks webhook-secret"),
+        (lambda members: [*members, members[-1]], "holds 'webhook-secret'"),
+        (lambda members: [(members[0][0], b"{}"), *members[1:]], "manifest cannot be read"),
+        (lambda members: [(members[0][0], b"[" * 60_000), *members[1:]], "manifest cannot be read"),
+        (lambda members: [(members[0][0], members[0][1].replace(b'"bytes"', b'"size"')), *members[1:]], "manifest cannot"),
+        (lambda members: [*members[:2], (members[2][0], b"x" * len(members[2][1])), *members[3:]], "checksum"),
+        (lambda members: [*members[:2], (members[2][0], b"x" * 99_000), *members[3:]], "size"),
+        (lambda members: with_manifest([*members[:2], (members[2][0], b"x" * 99_000), *members[3:]]), "size"),
+        (lambda members: with_manifest([members[0], *members[2:]]), "manifest cannot be read"),
+        (lambda members: with_manifest(members, schema_version=0), "another schema version")])
+    def test_what_is_not_as_its_manifest_says_is_refused(self, settings: Settings, good: Path,
+                                                         change: Callable[[Members], Members], why: str) -> None:
+        error = refused(settings, repacked(good, change))
+        assert (error.code, why in error.message) == ("config.bad_backup", True), error
+
+    def test_a_database_that_is_another_programs_or_damaged_is_refused(self, settings: Settings, good: Path,
+                                                                      tmp_path: Path) -> None:
+        foreign = tmp_path / "foreign.db"
+        with closing(sqlite3.connect(foreign)) as db:
+            db.execute("CREATE TABLE jobs (x)")
+        for content in (foreign.read_bytes(), b"rubbish" * 1000, b""):
+            bad = repacked(good, lambda members, content=content: with_manifest(  # type: ignore[misc]
+                [members[0], (members[1][0], content), *members[2:]]))
+            assert refused(settings, bad).code == "config.database"
+
+    def test_a_file_that_is_cut_off_or_none_of_ours_is_refused(self, settings: Settings, good: Path, tmp_path: Path) -> None:
+        whole = good.read_bytes()
+        bad = tmp_path / "bad"
+        for content in (whole[:len(whole) // 2], whole[:100], b"", b"rubbish", gzip.compress(b"rubbish" * 5000),
+                        whole[:200] + bytes(100) + whole[300:]):
+            bad.write_bytes(content)
+            assert refused(settings, bad).code in ("config.bad_backup", "config.database")
+        for nothing in (tmp_path / "missing", tmp_path):
+            assert refused(settings, nothing).code == "config.bad_backup"
