@@ -28,6 +28,7 @@ from gevent.lock import BoundedSemaphore
 from gevent.threadpool import ThreadPool
 
 from nommerd.errors import ConfigError, NommerdError
+from nommerd.mounts import refuse_network
 from nommerd.news import News, NewsDesk
 from nommerd.sqlite_schema import connect, migrate
 
@@ -85,10 +86,12 @@ class Database:
     def open(cls, path: Path) -> Database:
         """The process's one Database for this file, made where it is missing; each `open` needs its `close`.
 
-        Raises ConfigError for a folder that is missing or not writable, a file that is not ours, and one that a newer
-        version wrote.
+        Raises ConfigError for a folder that is missing or not writable, a file that is not ours, one that a newer version
+        wrote, and one on a network file system.
         """
         path = path.absolute().resolve()
+        if path not in cls._opened:
+            refuse_network(path)
         with cls._opening:
             database = cls._opened.get(path)
             if database is None:
@@ -264,7 +267,9 @@ class FileLock:
 
 
 def exclusive(path: Path) -> FileLock:
-    """The feeder's own lock on this database file. Raises ConfigError("config.feeder_running") while another holds it."""
+    """The feeder's own lock on this database file. Raises ConfigError("config.feeder_running") while another holds it, and
+    where locks cannot be relied on."""
+    refuse_network(path)
     lock = Path(f"{path.absolute().resolve()}.feeder.lock")
     try:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)

@@ -31,6 +31,7 @@ COMMANDS = {  # name -> module of nommerd.cli that has it under that name, and i
     "presets": ("catalogs", "The presets known here."),
     "pipelines": ("catalogs", "The pipelines known here."),
     "config": ("configure", "Check and show the configuration; make a key."),
+    "doctor": ("doctor", "Check this machine and installation; say what to do."),
     "feeder": ("daemons", "The daemon that takes jobs over HTTP."),
     "worker": ("daemons", "The daemon that encodes."),
     "workers": ("operate", "List the workers; drain one."),

@@ -37,6 +37,7 @@ def up(config_file: Path | None, workers: int) -> int:
     """Run a feeder and workers until Ctrl-C. Makes the data directory and the API token; jobs may read and write files
     below the current folder, unless storage.file_roots says otherwise."""
     from nommerd.config import find_file, load
+    from nommerd.mounts import refuse_network
 
     env = dict(os.environ)
     file = find_file(config_file, env)
@@ -47,6 +48,8 @@ def up(config_file: Path | None, workers: int) -> int:
         if url.startswith("memory:"):
             raise ConfigError("config.bad_value", "memory:// cannot be shared by the processes of `up`.",
                               "Use sqlite:///nommerd.db.", place="store")
+        if url.startswith("sqlite:"):
+            refuse_network(settings.database_path(url))
     settings.make_data_dir()
     with _alone(settings.data_dir):
         _check_port(settings)
