@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from nommerd.api import access
 from nommerd.api.access import Access, Scope
 from nommerd.api.problems import refuse
+from nommerd.api.server import PAUSE
 from nommerd.job import DEFAULT_PROJECT
 from nommerd.secrets import Secret
 from nommerd.tokens import TokenExpired, Tokens
@@ -28,6 +29,7 @@ ORIGINAL_PATHS = frozenset({"/job/submit", "/job/submit/"})  # none from network
 FORWARDED = ("HTTP_FORWARDED", "HTTP_VIA", "HTTP_X_FORWARDED_FOR", "HTTP_X_REAL_IP")  # what proxies add
 WRONG_TOKENS_MAX = 20  # from one address within WRONG_TOKENS_SECONDS; then 429
 WRONG_TOKENS_SECONDS = 60.0
+WRONG_TOKEN_PAUSE_SECONDS = 1.0  # before each 429: whoever guesses on, or has a wrong token in a loop, takes no time of others
 ADDRESSES_KEPT = 1024
 CHALLENGE = 'Bearer realm="nommerd"'
 
@@ -134,6 +136,7 @@ class Gate:
     def _refuse_token(self, environ: dict[str, Any]) -> NoReturn:
         given = environ.get("HTTP_AUTHORIZATION")
         if given is not None and self._too_many(_peer(environ)):
+            environ.get(PAUSE, _no_pause)(WRONG_TOKEN_PAUSE_SECONDS)
             raise refuse(429, "header.Authorization", "request.too_many_tokens", "Too many wrong tokens.",
                          Retry_After=f"{WRONG_TOKENS_SECONDS:.0f}", WWW_Authenticate=CHALLENGE)
         raise refuse(401, "header.Authorization", "request.unauthorized",
@@ -155,6 +158,10 @@ class Gate:
         while len(self._wrong) > ADDRESSES_KEPT:
             self._wrong.popitem(last=False)
         return count >= WRONG_TOKENS_MAX
+
+
+def _no_pause(seconds: float) -> None:
+    """Without a server of ours nobody is made to wait."""
 
 
 def _bearer(header: str) -> str:

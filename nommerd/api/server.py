@@ -1,16 +1,20 @@
 """gevent's WSGI server with limits of our own: what one client may hold, and for how long.
 
+A greenlet that never waits is never interrupted, and no time-out reaches it: whoever sends faster than we read would have the
+process for himself. So connections take turns: after each request, and after every few reads.
+
 Without TCP_NODELAY each request of a kept-alive connection takes 44 ms: the answer's second segment waits for the
 client's delayed acknowledgement.
 """
 
 from __future__ import annotations
 
+import io
 import re
 import socket
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import gevent
@@ -22,14 +26,18 @@ from nommerd.api.problems import PROBLEM_HEADERS, Refusal, refuse
 from nommerd.errors import ConfigError
 
 CONNECTIONS_MAX = 1024
-CONNECTIONS_SPARE = 32  # when fewer are left, the longest idle connections are closed
+CONNECTIONS_SPARE = 32  # when fewer are left, those are closed that let us wait the longest
 BACKLOG = 512
 IDLE_SECONDS = 75.0  # a kept-alive connection without a request; also any one read or write
+READS_A_TURN = 4  # of up to READ_BYTES each
+READ_BYTES = 16 * 1024
 HEADER_SECONDS = 10.0  # from a request's first byte to the end of its header
 HEADER_BYTES_MAX = 32 * 1024
 HEADER_LINES_MAX = 100
 DISCARD_BYTES_MAX = 8 * 1024 * 1024  # of a body nobody reads; a client that still sends then sees a reset
 DISCARD_SECONDS = 2.0
+DISCARD_PAUSE_SECONDS = 0.01  # after each READ_BYTES * READS_A_TURN of it: nobody needs it soon
+PAUSE = "nommerd.pause"  # in the WSGI environment: `pause(seconds)` makes this client wait, and costs nobody a connection
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _VERSION = re.compile(r"HTTP/1\.[01]")
@@ -61,6 +69,24 @@ def _answer(refusal: Refusal) -> bytes:
     return "\r\n".join([*lines, "", ""]).encode() + body
 
 
+class _Turns(io.RawIOBase):
+    """The bytes of a connection. Every few reads others have their turn, however much is there to be read."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        super().__init__()
+        self._connection = connection
+        self._reads = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        self._reads += 1
+        if self._reads % READS_A_TURN == 0:
+            gevent.sleep(0)
+        return self._connection.recv_into(memoryview(buffer)[:READ_BYTES])
+
+
 class _Input(Input):  # type: ignore[misc]
     """A body whose unread rest is thrown away only so far; then the connection ends."""
 
@@ -69,7 +95,8 @@ class _Input(Input):  # type: ignore[misc]
     def read(self, length: int | None = None) -> bytes:
         """As theirs. Behind a body that breaks off or is no chunked one, nobody knows where the next request begins."""
         try:
-            return super().read(length)  # type: ignore[no-any-return]
+            with self.handler.waiting():
+                return super().read(length)  # type: ignore[no-any-return]
         except OSError:
             self._chunked_input_error = self.handler.close_connection = True
             raise
@@ -84,10 +111,11 @@ class _Input(Input):  # type: ignore[misc]
         left = DISCARD_BYTES_MAX
         with gevent.Timeout(DISCARD_SECONDS, False):
             while left > 0:
-                read = len(self.read(16384))
+                read = len(self.read(READ_BYTES * READS_A_TURN))
                 if not read:
                     return
                 left -= read
+                gevent.sleep(DISCARD_PAUSE_SECONDS)
         self.handler.close_connection = True
 
 
@@ -96,16 +124,32 @@ class Handler(WSGIHandler):  # type: ignore[misc]
 
     _held: bytearray | None = None  # of an answer, until its first piece is complete
 
+    def __init__(self, connection: socket.socket, address: Any, server: Server) -> None:
+        super().__init__(connection, address, server, rfile=io.BufferedReader(_Turns(connection), READ_BYTES))
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """While the client is to do something: read, or send. It may have to give way."""
+        self.server.waiting[self] = self.socket
+        try:
+            yield
+        finally:
+            self.server.waiting.pop(self, None)
+
     def handle(self) -> None:
         """Serve its requests until it ends, is idle for too long, or has to give way."""
         self.socket.settimeout(IDLE_SECONDS)
         with suppress(OSError):  # the client went away in the middle of a refusal
             super().handle()
 
+    def pause(self, seconds: float) -> None:
+        """Answer this client so much later."""
+        with self.waiting():
+            gevent.sleep(seconds)
+
     def read_requestline(self) -> str:
         """The request line; idle until its first byte."""
         self.server.idle[self] = self.socket
-        self.server.make_room()
         try:
             first = self.rfile.peek(1)
         finally:
@@ -123,6 +167,7 @@ class Handler(WSGIHandler):  # type: ignore[misc]
             raise _Bad(400)
         with gevent.Timeout(max(0.001, self._header_until - time.monotonic()), _Bad(408)):
             self._block = self._read_block()
+        self.server.waiting.pop(self, None)
         _check_framing(self._block)
         return super().read_request(raw_requestline)  # type: ignore[no-any-return]
 
@@ -157,11 +202,15 @@ class Handler(WSGIHandler):  # type: ignore[misc]
         mine = _Input(self.rfile, self.content_length, socket=theirs.socket, chunked_input=theirs.chunked_input)
         mine.handler = self
         self.wsgi_input = environ["wsgi.input"] = mine
+        environ[PAUSE] = self.pause
         return environ
 
     def handle_one_request(self) -> Any:
         """True to go on with the connection; else a last answer, or None."""
-        result = super().handle_one_request()
+        gevent.sleep(0)  # the next request may be here already
+        with self.waiting():
+            self.server.make_room()
+            result = super().handle_one_request()
         return ("414", _answer(_REFUSALS[414])) if isinstance(result, tuple) and result[0] == "414" else result
 
     def _connection_upgrade_requested(self) -> bool:
@@ -179,7 +228,8 @@ class Handler(WSGIHandler):  # type: ignore[misc]
 
     def _sendall(self, data: bytes | bytearray) -> None:
         if self._held is None:
-            super()._sendall(data)
+            with self.waiting():
+                super()._sendall(data)
         else:
             self._held += data
 
@@ -222,16 +272,18 @@ class Server(WSGIServer):  # type: ignore[misc]
     handler_class = Handler
 
     def __init__(self, host: str, port: int, application: Callable[..., Any], connections_max: int = CONNECTIONS_MAX) -> None:
-        self.idle: dict[Handler, socket.socket] = {}  # in the order in which they became idle
+        self.idle: dict[Handler, socket.socket] = {}  # between requests
+        self.waiting: dict[Handler, socket.socket] = {}  # for the client: the idle ones and the slow, longest first
         self._spare = min(CONNECTIONS_SPARE, connections_max // 4)
         super().__init__(_listener(host, port), application, spawn=Pool(connections_max), log=None, error_log=None,
                          environ={"SERVER_NAME": host})  # else it asks the name service for our name
 
     def make_room(self) -> None:
-        """Close the longest idle connection when hardly any are left for others; called as each becomes idle."""
-        if self.pool.free_count() < self._spare and len(self.idle) > 1:
+        """Cut off whoever lets us wait the longest when hardly any connections are left for others; called as each begins to
+        wait."""
+        if self.pool.free_count() < self._spare and len(self.waiting) > 1:
             with suppress(OSError):  # closed already
-                self.idle.pop(next(iter(self.idle))).shutdown(socket.SHUT_RDWR)
+                self.waiting.pop(next(iter(self.waiting))).shutdown(socket.SHUT_RDWR)
 
     def finish(self, within_seconds: float) -> None:
         """Accept nothing more, close idle connections, and let running requests end for so long."""
