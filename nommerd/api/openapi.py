@@ -16,6 +16,10 @@ from nommerd.api.route import Answer, Call, Route
 
 OPENAPI_VERSION = "3.1.0"
 BEARER = "bearer"
+OTHER_TYPES: dict[str, dict[str, Any]] = {
+    "text/event-stream": {"type": "object", "properties": {name: {"type": "string"} for name in ("id", "event", "data")}},
+    "*/*": {},
+}
 REFERENCE = "#/components/schemas/{model}"
 EVERY_CALL = (400, 403, 404, 405, 408, 414, 429, 431, 500, 503)  # what the server may answer before a call is looked at
 WITH_TOKEN = (401, 403)
@@ -124,7 +128,7 @@ def _header_parameters(headers: Mapping[str, str]) -> list[dict[str, Any]]:
 def _responses(route: Route, models: Models) -> dict[str, Any]:
     """What it answers itself, and what is refused before it is asked."""
     refusals = {*EVERY_CALL, *(WITH_TOKEN if route.path.startswith("/v1/") or route.scope else (401,)),
-                *(WITH_BODY if route.request is not None else ()), *((422,) if route.query is not None else ()),
+                *(WITH_BODY if route.request is not None else ()), *((422,) if route.query or route.headers else ()),
                 *(status for status in route.answers if status >= 400)}
     responses = {str(status): _response(status, models[Problem], (PROBLEM,)) for status in sorted(refusals)}
     for status, model in route.answers.items():
@@ -141,6 +145,6 @@ def _response(status: int, schema: dict[str, Any], media_types: Sequence[str]) -
 
 
 def _content(schema: dict[str, Any], media_types: Sequence[str]) -> dict[str, Any]:
-    """The schema describes JSON; other types are texts."""
-    text = {"type": "string"}
-    return {media_type: {"schema": schema if media_type.endswith("json") else text} for media_type in media_types}
+    """The schema describes JSON; other types are texts, but for those that are known."""
+    return {media_type: {"schema": schema if media_type.endswith("json") else OTHER_TYPES.get(media_type, {"type": "string"})}
+            for media_type in media_types}
