@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 from nommerd.later import Later, not_yet_supported
@@ -19,7 +19,7 @@ TITLE_AND_LANGUAGE = ["title", "language"]
 VideoCodec = Literal["h264", "hevc", "vp9", "av1", "prores", "copy"]
 AudioCodec = Literal["aac", "mp3", "opus", "flac", "pcm_s16le", "pcm_s24le", "pcm_s32le", "copy"]
 Container = Literal["mp4", "m4a", "mov", "mkv", "webm", "mp3", "wav", "flac", "ogg", "mpegts"]
-Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$")]
+Word = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,39}$", json_schema_extra={"x-type": "word"})]
 Side = Annotated[int, Field(ge=2, le=16_384)]
 Pair = tuple[str, str | None]
 
@@ -54,11 +54,15 @@ def _first_or_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+Encoders = Annotated[list[Word], BeforeValidator(_first_or_list, json_schema_input_type=Word | list[Word]),
+                     Field(min_length=1)]
+
+
 class Clip(Part):
     """Which part of the source, in seconds from its beginning."""
 
-    start: Duration = 0.0
-    end: Duration | None = None
+    start: Duration = Field(0.0, description="Where it begins.")
+    end: Duration | None = Field(None, description="Where it ends; without it, at the source's end.")
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -70,21 +74,25 @@ class Clip(Part):
 class Video(Part):
     """A picture track. `width` x `height` is a box in square pixels; see `fit`."""
 
-    codec: VideoCodec = "h264"
-    encoder: Annotated[list[Word], BeforeValidator(_first_or_list), Field(min_length=1)] | None = None
-    encoder_preset: Annotated[Word, BeforeValidator(lambda v: str(v) if type(v) is int else v)] | None = None
-    profile: Word | None = None
-    pixel_format: Word | None = None
-    width: Side | None = None
-    height: Side | None = None
-    fit: Literal["inside", "crop", "pad", "stretch"] = "inside"
-    upscale: bool = False
-    turn_with_source: bool = True
-    crf: Annotated[float, Field(ge=0, le=63)] | None = None
-    bitrate: Bitrate | None = None
-    max_bitrate: Bitrate | None = None
-    gop_seconds: Annotated[float, Field(gt=0, le=60)] | None = None
-    max_frame_rate: Annotated[float, Field(ge=1, le=240)] = 60
+    codec: VideoCodec = Field("h264", description="What ffprobe will say of the result; `copy` changes nothing, or refuses "
+                                                  "the source with the reason.")
+    encoder: Encoders | None = Field(None, description="How it is made: the first of these that the ffmpeg at work has.")
+    encoder_preset: Annotated[Word, BeforeValidator(lambda v: str(v) if type(v) is int else v)] | None = Field(
+        None, description="The encoder's own preset, its trade of time for size: `veryfast`, `medium`, `slow` in libx264.")
+    profile: Word | None = Field(None, description="The codec's profile, such as `main` or `high` of h264.")
+    pixel_format: Word | None = Field(None, description="ffmpeg's name; `yuv420p` for the web, unless set.")
+    width: Side | None = Field(None, description="Of the box in pixels, turned with portrait sources.")
+    height: Side | None = Field(None, description="Of the box in pixels.")
+    fit: Literal["inside", "crop", "pad", "stretch"] = Field(
+        "inside", description="How the picture comes into the box: whole, cut to fill it, with bars, or distorted.")
+    upscale: bool = Field(False, description="Whether a smaller picture is enlarged.")
+    turn_with_source: bool = Field(True, description="Whether the box is turned for portrait sources.")
+    crf: Annotated[float, Field(ge=0, le=63)] | None = Field(
+        None, description="Constant quality: less is better and larger. Excludes `bitrate`.")
+    bitrate: Bitrate | None = Field(None, description="The average to aim for. Excludes `crf`.")
+    max_bitrate: Bitrate | None = Field(None, description="The most over about two seconds; goes with either.")
+    gop_seconds: Annotated[float, Field(gt=0, le=60)] | None = Field(None, description="The distance of key frames.")
+    max_frame_rate: Annotated[float, Field(ge=1, le=240)] = Field(60, description="Faster sources are thinned out to this.")
     overlays: Later = None
     copy_when: Later = None
 
@@ -104,14 +112,16 @@ class Video(Part):
 class Audio(Part):
     """Sound. `tracks: default` is the one a player would choose; where nothing is said: that one, or all for a copy."""
 
-    name: Word | None = None
-    codec: AudioCodec = "aac"
-    encoder: Annotated[list[Word], BeforeValidator(_first_or_list), Field(min_length=1)] | None = None
-    bitrate: Bitrate | None = None
-    channels: Annotated[int, Field(ge=1, le=8)] | None = None
-    sample_rate: Annotated[int, Field(ge=8_000, le=192_000)] | None = None
-    tracks: Literal["default", "all"] | None = None
-    required: bool = False
+    name: Word | None = Field(None, description="A name for this sound.")
+    codec: AudioCodec = Field("aac", description="What ffprobe will say of the result; `copy` changes nothing, or refuses the "
+                                                 "source with the reason.")
+    encoder: Encoders | None = Field(None, description="How it is made: the first of these that the ffmpeg at work has.")
+    bitrate: Bitrate | None = Field(None, description="Of all channels together; lossless codecs have none.")
+    channels: Annotated[int, Field(ge=1, le=8)] | None = Field(None, description="Unless set, as many as the source has.")
+    sample_rate: Annotated[int, Field(ge=8_000, le=192_000)] | None = Field(None, description="In Hz; unless set, the source's.")
+    tracks: Literal["default", "all"] | None = Field(
+        None, description="The one that a player would choose, or all. Unless set: that one, or all for a copy.")
+    required: bool = Field(False, description="Whether a source without sound is refused.")
     loudness: Later = None
     copy_when: Later = None
 
@@ -143,22 +153,27 @@ def _refuse_true(value: Any) -> Any:
     return not_yet_supported(value) if value is True else value
 
 
+Tag = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$", json_schema_extra={"x-type": "word"})]
+
+
 class Metadata(Part):
     """What is kept of the source's metadata; everything else is dropped (it may say where a film was taken)."""
 
-    keep: Literal["all"] | list[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]] = TITLE_AND_LANGUAGE
-    chapters: bool = False
-    timecode: bool = False
-    cover: Annotated[bool, BeforeValidator(_refuse_true)] = False
+    keep: Literal["all"] | list[Tag] = Field(TITLE_AND_LANGUAGE, description="The tags that stay.")
+    chapters: bool = Field(False, description="Whether chapters stay.")
+    timecode: bool = Field(False, description="Whether a timecode track stays.")
+    cover: Annotated[bool, BeforeValidator(_refuse_true)] = Field(False, description="`true` is not yet supported.")
 
 
 class Output(Part):
     """The file. `file` is its name under a destination that ends in `/`."""
 
-    container: Container | None = None
-    faststart: bool | None = None
-    file: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    separate: Annotated[bool, BeforeValidator(_refuse_true)] = False
+    container: Container | None = Field(None, description="Unless set, what suits the codecs: mp4, webm for vp9, mov for "
+                                                          "prores, m4a for aac alone.")
+    faststart: bool | None = Field(None, description="Whether an MP4 or MOV has its index in front: unless this is false.")
+    file: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="Its name under a destination that ends in `/`; may hold `${source.stem}`.")
+    separate: Annotated[bool, BeforeValidator(_refuse_true)] = Field(False, description="`true` is not yet supported.")
 
     @model_validator(mode="after")
     def _plain_name(self) -> Self:
@@ -176,7 +191,7 @@ def _one_audio(value: Any) -> Any:
     return value
 
 
-OneAudio = Annotated[Audio | None, BeforeValidator(_one_audio)]
+OneAudio = Annotated[Audio | None, BeforeValidator(_one_audio, json_schema_input_type=Audio | list[Audio] | None)]
 
 
 def default_container(video: Video | None, audio: Audio | None) -> str:
@@ -208,5 +223,7 @@ def _pair(value: Any) -> Pair:
     return name, None if setting is None else str(setting)
 
 
-OptionPair = Annotated[Pair, BeforeValidator(_pair), Field(strict=False)]
+OptionPair = Annotated[Pair, BeforeValidator(_pair), Field(strict=False), WithJsonSchema({
+    "x-type": "`[name, value]`", "type": "array", "minItems": 2, "maxItems": 2,
+    "prefixItems": [{"type": "string"}, {"type": ["string", "number", "null"]}]})]
 Options = list[OptionPair]

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 _BITRATE = re.compile(r"(\d{1,9}(?:\.\d{1,6})?)([kKM]?)(?:bit/s)?")
@@ -64,5 +64,9 @@ def _duration(value: Any) -> float:
         raise PydanticCustomError("duration", "{why}", {"why": str(error)}) from None
 
 
-Bitrate = Annotated[int, BeforeValidator(_bitrate)]  # bits per second
-Duration = Annotated[float, BeforeValidator(_duration)]  # seconds
+Bitrate = Annotated[int, BeforeValidator(_bitrate), WithJsonSchema({  # bits per second
+    "x-type": "bit rate", "anyOf": [{"type": "number", "minimum": BITRATE_MIN, "maximum": BITRATE_MAX},
+                                    {"type": "string", "pattern": f"^({_BITRATE.pattern})$"}]})]
+Duration = Annotated[float, BeforeValidator(_duration), WithJsonSchema({  # seconds
+    "x-type": "duration", "anyOf": [{"type": "number", "minimum": 0, "maximum": DURATION_MAX},
+                                    {"type": "string", "pattern": f"^({_DURATION.pattern}|{_CLOCK.pattern})$"}]})]

@@ -54,13 +54,14 @@ class ParamSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    type: ParamType
-    description: str = ""
-    default: Value | None = None
-    required: bool = False
-    min: Value | None = None
-    max: Value | None = None
-    choices: Annotated[tuple[Value, ...], Field(max_length=100)] = ()
+    type: ParamType = Field(description="What its values are.")
+    description: str = Field("", description="What it is for, in a sentence.")
+    default: Value | None = Field(None, description="Its value where nobody sets it. Without one, a setting that is nothing "
+                                                    "but this param is left out.")
+    required: bool = Field(False, description="Whether a preset or the job must set it.")
+    min: Value | None = Field(None, description="The least value; of a string, the least length.")
+    max: Value | None = Field(None, description="The greatest value; of a string, the greatest length.")
+    choices: Annotated[tuple[Value, ...], Field(max_length=100)] = Field((), description="The values of a `choice`.")
 
 
 def accept(spec: ParamSpec, value: Any) -> Value:

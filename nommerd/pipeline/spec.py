@@ -48,33 +48,35 @@ class _Document(BaseModel):
 class InputSpec(_Document):
     """A file besides the source that a job gives (or may, with `required: false` or a default)."""
 
-    type: Literal["media", "image", "captions"]
-    description: str = ""
-    many: bool = False
-    required: bool = True
-    default: str | None = None
+    type: Literal["media", "image", "captions"] = Field(description="What kind of file it is.")
+    description: str = Field("", description="What it is for, in a sentence.")
+    many: bool = Field(False, description="Whether a job may give several.")
+    required: bool = Field(True, description="Whether a job must give it, where there is no default.")
+    default: str | None = Field(None, description="The address of the file that is used where a job gives none.")
 
 
 class PipelineDocument(_Document):
     """conf/pipelines/NAME.yaml. A stage is a bare name, or one name with its settings."""
 
-    kind: Literal["pipeline"]
-    name: Name
-    description: Annotated[str, Field(max_length=500)] = ""
-    inputs: dict[ParamName, InputSpec] = {}
-    params: Annotated[dict[ParamName, ParamSpec], Field(max_length=100)] = {}
-    stages: Annotated[tuple[str | dict[str, dict[str, Any] | None], ...], Field(min_length=1, max_length=STAGES_MAX)]
+    kind: Literal["pipeline"] = Field(description="What this document is.")
+    name: Name = Field(description="What presets and jobs call it; on disk also the file's name, without `.yaml`.")
+    description: Annotated[str, Field(max_length=500)] = Field("", description="What it makes, in a sentence.")
+    inputs: dict[ParamName, InputSpec] = Field({}, description="The files besides the source, by name.")
+    params: Annotated[dict[ParamName, ParamSpec], Field(max_length=100)] = Field(
+        {}, description="What a preset or a job may set, by name.")
+    stages: Annotated[tuple[str | dict[str, dict[str, Any] | None], ...], Field(min_length=1, max_length=STAGES_MAX)] = Field(
+        description="The stages in their order: each a bare name, or one name with its settings.")
 
 
 class PresetDocument(_Document):
     """conf/presets/NAME.yaml: a pipeline (or another preset, which it extends) with values for its params."""
 
-    kind: Literal["preset"]
-    name: Name
-    description: Annotated[str, Field(max_length=500)] = ""
-    extends: Name | None = None
-    pipeline: Name | None = None
-    params: dict[str, Value] = {}
+    kind: Literal["preset"] = Field(description="What this document is.")
+    name: Name = Field(description="What jobs call it; on disk also the file's name, without `.yaml`.")
+    description: Annotated[str, Field(max_length=500)] = Field("", description="What it makes, in a sentence.")
+    extends: Name | None = Field(None, description="Another preset, whose pipeline and params are taken unless set here.")
+    pipeline: Name | None = Field(None, description="The pipeline that it runs; required unless it extends a preset.")
+    params: dict[str, Value] = Field({}, description="Values for the pipeline's params, by name.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from nommerd.job import JobState
 
@@ -20,7 +20,7 @@ class StageSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
-    id: str | None = None
+    id: str | None = Field(None, description="What later stages call it by; the stage's name unless set.")
 
 
 class Stage(ABC):

@@ -7,6 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
 
+from pydantic import Field
+
 from nommerd.errors import InputError
 from nommerd.media.command import Command, Job, fast_start
 from nommerd.media.mp4 import is_fast_start
@@ -21,7 +23,7 @@ from nommerd.pipeline.stage import Stage, StageSettings
 class FaststartSettings(StageSettings):
     """`input`: an earlier stage's id; default: the media stage before."""
 
-    input: str | None = None
+    input: str | None = Field(None, description="An earlier stage's id; the media stage before, unless set.")
 
 
 class Faststart(Stage):

@@ -14,7 +14,7 @@ from nommerd.later import Later
 from nommerd.media import command, planned, rawform
 from nommerd.media.formats import OUTPUTS
 from nommerd.media.plan import Plan, Wanted, check_wanted, output_path, resolve
-from nommerd.media.probe import Probe, probe
+from nommerd.media.probe import Probe, probe, probe_argv
 from nommerd.media.progress import Progress
 from nommerd.media.targets import Clip, Metadata, OneAudio, Options, Output, Video, fault
 from nommerd.media.verify import Expectation
@@ -32,17 +32,19 @@ OnDamage = Literal["tolerate", "fail"]
 class FfmpegSettings(StageSettings):
     """Either the raw form (`pass`, `options`, `input_options`) or the typed one (`video`, `audio`, `output` …)."""
 
-    input: str | None = None
-    on_damage: OnDamage | None = None
-    pass_: Annotated[int, Field(ge=1, le=32)] | None = Field(default=None, alias="pass")
-    options: Options | None = None
-    input_options: Options | None = None
-    clip: Clip | None = None
-    passes: Annotated[int, Field(ge=1, le=2)] = 1
-    video: Video | None = None
-    audio: OneAudio = None
-    metadata: Metadata = Metadata()
-    output: Output = Output()
+    input: str | None = Field(None, description="`source`, or the id of an earlier stage; the source unless set.")
+    on_damage: OnDamage | None = Field(None, description="What mild damage in the source means: a warning, or the job's end. "
+                                                         "A job's own `on_damage` comes first.")
+    pass_: Annotated[int, Field(ge=1, le=32)] | None = Field(
+        default=None, alias="pass", description="Raw: the number in a run of passes, which are stages one after the other.")
+    options: Options | None = Field(None, description="Raw: ffmpeg's output options in this order; null is a bare flag.")
+    input_options: Options | None = Field(None, description="Raw: what stands before the input.")
+    clip: Clip | None = Field(None, description="Which part of the source; all of it unless set.")
+    passes: Annotated[int, Field(ge=1, le=2)] = Field(1, description="Two spread a `bitrate` better (libx264 alone).")
+    video: Video | None = Field(None, description="The picture; without it there is none.")
+    audio: OneAudio = Field(None, description="The sound; without it there is none.")
+    metadata: Metadata = Field(Metadata(), description="What is kept of the source's metadata.")
+    output: Output = Field(Output(), description="The file.")
     renditions: Later = None
 
     @model_validator(mode="after")
@@ -112,7 +114,8 @@ class Ffmpeg(Stage):
 
     def explain(self, context: Context) -> Sequence[command.Command]:
         """The commands. The input is examined, if nobody did before; nothing where it is yet to be made."""
-        if context.planned(self._input_id, decoded=not self.settings.raw) is None:
+        file = context.planned(self._input_id, decoded=not self.settings.raw)
+        if file is None:
             context.add(MediaFile(path=output_path(context.workspace, self.id, "unknown"), stage_id=self.id))
             return ()
         source = self._probe(context)
@@ -122,7 +125,11 @@ class Ffmpeg(Stage):
             context.warn(code, message, hint)
         context.take(self._input_id)
         context.add(self._planned(context, work, source))
-        return work.commands
+        if file.examined or file.path.exists():
+            return work.commands
+        file.examined = True
+        look = command.Command(stage=self.id, label="probe", argv=tuple(probe_argv(context.binaries, file.path)))
+        return (look, *work.commands)
 
     def _planned(self, context: Context, work: Work, source: Probe) -> MediaFile:
         """The output as it should turn out."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import Field
+
 from nommerd.job import JobState
 from nommerd.pipeline.context import Context
 from nommerd.pipeline.stage import Stage, StageSettings
@@ -14,7 +16,7 @@ StateName = Literal["PENDING", "DOWNLOADING", "ENCODING", "UPLOADING", "FINISHED
 class NotifySettings(StageSettings):
     """`states`: which changes are posted; left out, each one."""
 
-    states: tuple[StateName, ...] | None = None
+    states: tuple[StateName, ...] | None = Field(None, description="The states that are posted; each change unless set.")
 
 
 class Notify(Stage):

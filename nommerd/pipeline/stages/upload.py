@@ -56,15 +56,22 @@ class UploadSettings(StageSettings):
     """How outputs are published. `content_type` goes by the name unless it is set; it and `cache_control` are for s3: and
     http:, the rest for s3: alone, by AWS's names and values."""
 
-    content_type: Annotated[str, Field(pattern=_MEDIA_TYPE, max_length=255)] | None = None
-    cache_control: Annotated[str, Field(pattern=r"^[\x20-\x7e]+$", max_length=255)] | None = None
+    content_type: Annotated[str, Field(pattern=_MEDIA_TYPE, max_length=255)] | None = Field(
+        None, description="A media type, for s3: and http:. Unless set, by the name's extension.")
+    cache_control: Annotated[str, Field(pattern=r"^[\x20-\x7e]+$", max_length=255)] | None = Field(
+        None, description="The Cache-Control header, for s3: and http:.")
     storage_class: Literal["STANDARD", "REDUCED_REDUNDANCY", "STANDARD_IA", "ONEZONE_IA", "INTELLIGENT_TIERING", "GLACIER_IR",
-                           "GLACIER", "DEEP_ARCHIVE"] | None = None
-    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = None
-    kms_key_id: Annotated[str, Field(pattern=r"^[\x21-\x7e]+$", max_length=2048)] | None = None
+                           "GLACIER", "DEEP_ARCHIVE"] | None = Field(
+        None, description="S3's storage class.")
+    encryption: Literal["AES256", "aws:kms", "aws:kms:dsse"] | None = Field(
+        None, description="How S3 encrypts it; unless set, as the bucket says.")
+    kms_key_id: Annotated[str, Field(pattern=r"^[\x21-\x7e]+$", max_length=2048)] | None = Field(
+        None, description="A key of your own, with `aws:kms` or `aws:kms:dsse`.")
     acl: Literal["private", "public-read", "public-read-write", "authenticated-read", "aws-exec-read", "bucket-owner-read",
-                 "bucket-owner-full-control"] | None = None
-    tags: Annotated[dict[str, str], Field(max_length=TAGS_MAX), AfterValidator(_tags)] = Field(default_factory=dict)
+                 "bucket-owner-full-control"] | None = Field(
+        None, description="S3's canned ACL; most buckets take none today.")
+    tags: Annotated[dict[str, str], Field(max_length=TAGS_MAX), AfterValidator(_tags)] = Field(
+        default_factory=dict, description="S3's object tags.")
 
     @model_validator(mode="after")
     def _key_needs_kms(self) -> UploadSettings:

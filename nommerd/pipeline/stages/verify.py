@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from pydantic import Field
+
 from nommerd.media.command import Command
 from nommerd.media.verify import Decode, Expectation, verify_argvs, verify_file
 from nommerd.pipeline.context import Context
@@ -13,7 +15,7 @@ from nommerd.pipeline.stage import Stage, StageSettings
 class VerifySettings(StageSettings):
     """How deep: the key frames, or every frame (about a tenth of an encode's time)."""
 
-    decode: Decode = "key_frames"
+    decode: Decode = Field("key_frames", description="What is decoded: key frames, or everything.")
 
 
 class Verify(Stage):
@@ -38,7 +40,7 @@ def verify_commands(context: Context, stage_id: str, decode: Decode = "key_frame
         if not file.verified and context.planned(file.stage_id, decoded=False) is not None and file.probe is not None:
             made += [Command(stage=stage_id, label="verify", argv=argv)
                      for argv in verify_argvs(context.binaries, file.path, file.probe, decode)]
-        file.verified = True
+        file.verified = file.examined = True
     return tuple(made)
 
 
