@@ -197,10 +197,9 @@ class Catalog:
                 content = stream.read(BYTES_MAX + 1)
         except OSError as error:
             raise ConfigError("config.unreadable", f"{file} cannot be read: {error.strerror}.", place=str(file)) from None
-        node = load_yaml(content, str(file))
         origin: Literal["shipped", "disk"] = "shipped" if file.parent == shipped(kind) else "disk"
-        self.sources[kind, file.stem] = Source(content.decode(), origin, file)
-        return node
+        self.sources[kind, file.stem] = Source(content.decode("utf-8", "replace"), origin, file)
+        return load_yaml(content, str(file))
 
 
 def shipped(kind: Kind) -> Path:

@@ -6,9 +6,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, Field
 
-from nommerd.catalog import Kind
+from nommerd.catalog import Catalog, Kind
 from nommerd.linking import Preset
-from nommerd.overlay import ProjectCatalog
 from nommerd.pipeline.params import ParamSpec, Value
 from nommerd.pipeline.spec import InputSpec, Pipeline, PipelineDocument, PresetDocument
 
@@ -68,7 +67,7 @@ LISTS: dict[Kind, type[BaseModel]] = {"presets": PresetList, "pipelines": Pipeli
 DOCUMENTS: dict[Kind, type[BaseModel]] = {"presets": PresetDocument, "pipelines": PipelineDocument}
 
 
-def shown(catalog: ProjectCatalog, kind: Kind, name: str) -> dict[str, Any]:
+def shown(catalog: Catalog, kind: Kind, name: str) -> dict[str, Any]:
     """The entry of a list."""
     source = catalog.sources[kind, name]
     faults = [{"place": one.place or "", "code": one.code, "message": one.message, "hint": one.hint}
@@ -95,6 +94,6 @@ def _pipeline(pipeline: Pipeline | None) -> dict[str, Any]:
             "inputs": {name: spec.model_dump(mode="json") for name, spec in document.inputs.items()}}
 
 
-def listed(catalog: ProjectCatalog, kind: Kind) -> dict[str, Any]:
+def listed(catalog: Catalog, kind: Kind) -> dict[str, Any]:
     """All of a kind, by name."""
     return {kind: [shown(catalog, kind, name) for one, name in sorted(catalog.sources) if one == kind]}
