@@ -88,8 +88,8 @@ def media_routes(jobs: Jobs) -> list[Route]:
              "If-None-Match": "Answer 304 if the output has this ETag."}
     bytes_answers = {200: None, 206: None, 304: None, 307: None, 404: None, 409: None, 416: None, 422: None}
     return [
-        Route(method="GET", path="/v1/jobs/{id}/outputs/{n}", scope=Scope.READ, handle=output, headers=asked, produces=("*/*",),
-              answers={status: model for status, model in bytes_answers.items() if status != 422},
+        Route(method="GET", path="/v1/jobs/{id}/outputs/{n}", scope=Scope.READ, handle=output, headers=asked,
+              produces=("*/*",), answers={status: model for status, model in bytes_answers.items() if status != 422},
               summary="An output's bytes, counted from 0; 307 to S3 where it is there."),
         Route(method="POST", path="/v1/jobs/{id}/outputs/{n}/link", scope=Scope.READ, handle=link,
               answers={200: Link, 404: None}, summary="A short-lived address of an output, for players and downloads."),
