@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from nommerd.media.info import number
@@ -14,8 +14,10 @@ STREAMS_MAX = 100
 TAGS_MAX = 100
 
 
-def _in_range(value: str | int | float | None) -> str | int | float | None:
+def _figure(value: Any) -> Any:
     """ffprobe writes numbers as numbers or texts, and N/A."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float | None):
+        raise PydanticCustomError("number", "must be a number")
     found = number(value)
     if found is not None and abs(found) > NUMBER_MAX:
         raise PydanticCustomError("number", "is out of range")
@@ -23,7 +25,7 @@ def _in_range(value: str | int | float | None) -> str | int | float | None:
 
 
 Word = Annotated[str, Field(max_length=200)]
-Figure = Annotated[str | int | float | None, AfterValidator(_in_range)]
+Figure = Annotated[Any, BeforeValidator(_figure), WithJsonSchema({"type": ["string", "number", "null"]})]
 Whole = Annotated[int, Field(ge=0, le=2**31)]
 Ratio = Annotated[str, Field(pattern=r"^\d{1,10}[/:]\d{1,10}$")]
 Tags = Annotated[dict[Word, Annotated[str, Field(max_length=4096)]], Field(max_length=TAGS_MAX)]
@@ -36,7 +38,7 @@ class _Part(BaseModel):
 class SideData(_Part):
     """How a picture is to be turned."""
 
-    rotation: Annotated[int | float, Field(ge=-3600, le=3600)] | None = None
+    rotation: Annotated[float, Field(ge=-3600, le=3600)] | None = None
 
 
 class Disposition(_Part):

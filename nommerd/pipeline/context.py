@@ -48,6 +48,7 @@ class MediaFile:
     consumed: bool = False  # a later media stage took it as input: it is not published
     verified: bool = False
     published: bool = False
+    examined: bool = False  # of a planned file: whether ffprobe will have looked at it by then
     fast_start: bool | None = None  # of a planned file: whether its index will come first, where that is known
     leaf: str | None = None  # its name under a destination that ends in "/"; of the source: the name it had
 

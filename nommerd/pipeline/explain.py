@@ -60,7 +60,8 @@ def explain(stages: Sequence[Stage], source: Probe, task: Task, binaries: Binari
                       recorder=_Nobody(), threads=threads)
     path = source_path(WORKSPACE, task.source)
     found = replace(source, path=path)
-    context.files[SOURCE] = MediaFile(path=path, stage_id=SOURCE, leaf=plain_name(task.source), probe=found)
+    context.files[SOURCE] = MediaFile(path=path, stage_id=SOURCE, leaf=plain_name(task.source), probe=found,
+                                      examined=True)
     commands: list[Command] = []
     outputs: list[dict[str, Any]] = []
     for stage in stages:
