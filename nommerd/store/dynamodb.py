@@ -71,7 +71,7 @@ from datetime import datetime
 from typing import Any, ClassVar
 
 from nommerd import logs
-from nommerd.errors import ConfigError, InfrastructureError, InputError
+from nommerd.errors import ConfigError, InfrastructureError
 from nommerd.job import Job, JobState, Key, Sweep
 from nommerd.store import dynamodb_index as index
 from nommerd.store import dynamodb_items as items
@@ -94,13 +94,11 @@ from nommerd.store.dynamodb_calls import Refused, Table
 from nommerd.store.dynamodb_documents import Documents
 from nommerd.store.dynamodb_index import Range, Walk
 from nommerd.store.dynamodb_items import Item
+from nommerd.store.dynamodb_recipes import Recipes
 from nommerd.store.dynamodb_table import AGE, CREATED, ENDED, INDEXES, STATE, SWEEP, TTL_ATTRIBUTE, WEBHOOK
 
 KEEP_FINISHED_DAYS = 30.0
 DAY_SECONDS = 86400.0
-RECIPE_BYTES_MAX = 390_000  # of the 400 KB that an item may have
-RECIPE_LOOK_GRACES = 24  # how often the recipes are looked through, in times of their grace: once a day
-RECIPES_AT_ONCE = 10_000
 LABELS_FILTERED = 10  # by the service, the others here
 
 
@@ -117,10 +115,9 @@ class DynamoStore(Store):
             raise ConfigError("config.store", f"{table!r} cannot be the name of a DynamoDB table.",
                               "Use dynamodb://TABLE with 3 to 255 letters, digits, _, - and dots.", place="store")
         self._table = Table(client, table)
+        self._recipes = Recipes(self._table, recipe_grace_seconds)
         self._documents = Documents(self._table)
-        self._grace = recipe_grace_seconds
         self._keep_seconds = keep_finished_days * DAY_SECONDS
-        self._recipes_looked: float | None = None
         with suppress(StoreUnavailable):
             self.ping()
 
@@ -238,32 +235,11 @@ class DynamoStore(Store):
         walk = Walk(self._table, ended, limit)
         deleted = 0
         while deleted < limit and (entries := walk.take(limit - deleted)):
-            deleted += sum(self._table.side_by_side(self._delete_aged, entries))
+            deleted += sum(self._table.side_by_side(self._table.delete_aged, entries))
         if deleted < limit:
-            self._delete_recipes()
+            self._recipes.delete_unnamed()
             self._documents.delete_expired()
         return deleted
-
-    def _delete_aged(self, entry: Item) -> bool:
-        return self._table.delete_if({"pk": entry["pk"], "sk": entry["sk"]}, "age_at", entry["age_at"]["S"])
-
-    def _delete_recipes(self) -> None:
-        """Recipes that were not stored anew for the grace, less those that a job names. Which ones a job names, the index of
-        all jobs tells: it lags by moments, while a recipe is stored anew for a job long before its grace is over."""
-        now = time.monotonic()
-        if self._recipes_looked is not None and now < self._recipes_looked + RECIPE_LOOK_GRACES * self._grace:
-            return
-        stale = Range(index=AGE, partitions=[items.RECIPE_PARTITION], highest=items.moment(time.time() - self._grace, 1))
-        walk = Walk(self._table, stale, RECIPES_AT_ONCE)
-        while entries := walk.take(RECIPES_AT_ONCE):
-            unnamed = {entry["pk"]["S"].removeprefix("recipe#"): entry for entry in entries}
-            for answer in self._table.pages("scan", IndexName=CREATED, ProjectionExpression="recipe"):
-                for job in answer["Items"]:
-                    unnamed.pop(job.get("recipe", {}).get("S", ""), None)
-                if not unnamed:
-                    break
-            self._table.side_by_side(self._delete_aged, unnamed.values())
-        self._recipes_looked = now
 
     def wipe(self) -> None:
         """Reads the whole table, once."""
@@ -279,22 +255,10 @@ class DynamoStore(Store):
     # --- recipes, workers, leader --------------------------------------------------------------------------------
 
     def put_recipe(self, recipe_hash: str, document: str) -> None:
-        if len(document.encode()) > RECIPE_BYTES_MAX:
-            raise InputError("recipe.too_large", f"The recipe takes more than {RECIPE_BYTES_MAX // 1000} KB.",
-                             "Use fewer renditions or shorter settings.")
-        now = time.time()
-        found = self._table.get(items.recipe_key(recipe_hash), "stored")
-        if found is not None and float(found["stored"]["N"]) > now - self._grace / 2:
-            return  # else a fresh time keeps it through the grace that its job needs
-        place = items.recipe_place(recipe_hash, now)
-        self._table.put({**items.recipe_key(recipe_hash), "body": {"S": document}, "stored": {"N": f"{now:.6f}"},
-                        "age_in": {"S": place.partition}, "age_at": {"S": place.at}})
+        self._recipes.put(recipe_hash, document)
 
     def get_recipe(self, recipe_hash: str) -> str:
-        found = self._table.get(items.recipe_key(recipe_hash), "body")
-        if found is None:
-            raise LookupError(recipe_hash)
-        return str(found["body"]["S"])
+        return self._recipes.get(recipe_hash)
 
     def put_worker(self, worker: WorkerRecord) -> None:
         """One that is silent as long as finals are kept is forgotten: nodes come and go under names of their own."""

@@ -71,11 +71,11 @@ class Table:
             more |= {"ConditionExpression": condition, "ReturnValuesOnConditionCheckFailure": "ALL_OLD"}
         return bool(self.call("delete_item", Key=key, ReturnValues="ALL_OLD", **more).get("Attributes"))
 
-    def delete_if(self, key: Item, attribute: str, value: str) -> bool:
-        """Delete the item if it is there and the attribute has this text; whether it did."""
+    def delete_aged(self, entry: Item) -> bool:
+        """Delete the item of an entry in the index by age, unless that is out of date: whether it did."""
         try:
-            self.call("delete_item", Key=key, ConditionExpression="#0 = :seen", ExpressionAttributeNames={"#0": attribute},
-                      ExpressionAttributeValues={":seen": {"S": value}})
+            self.call("delete_item", Key={"pk": entry["pk"], "sk": entry["sk"]}, ConditionExpression="age_at = :seen",
+                      ExpressionAttributeValues={":seen": entry["age_at"]})
         except Refused:
             return False
         return True

@@ -13,13 +13,7 @@ from collections.abc import Sequence
 from nommerd.store.base import Conflict, Document, keyable, storable
 from nommerd.store.dynamodb_calls import Refused, Table
 from nommerd.store.dynamodb_index import Range, Walk
-from nommerd.store.dynamodb_items import (
-    DOCUMENT_PARTITIONS,
-    Item,
-    document_key,
-    document_place,
-    moment,
-)
+from nommerd.store.dynamodb_items import DOCUMENT_PARTITIONS, Item, document_key, document_place, moment
 from nommerd.store.dynamodb_table import AGE, TTL_ATTRIBUTE
 
 AWS_DELETES_SECONDS = 2 * 86400.0
@@ -78,9 +72,7 @@ class Documents:
         before = moment(time.time() - AWS_DELETES_SECONDS, 1)
         walk = Walk(self._table, Range(index=AGE, partitions=DOCUMENT_PARTITIONS, highest=before), DELETED_AT_ONCE)
         while entries := walk.take(DELETED_AT_ONCE):
-            self._table.side_by_side(
-                lambda entry: self._table.delete_if({"pk": entry["pk"], "sk": entry["sk"]}, "age_at", entry["age_at"]["S"]),
-                entries)
+            self._table.side_by_side(self._table.delete_aged, entries)
 
 
 def _item(document: Document) -> Item:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import math
 import random
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -24,10 +26,11 @@ from nommerd import lifecycle
 from nommerd.errors import ConfigError, InfrastructureError, InputError
 from nommerd.job import Job, JobState, Key, Owner, Sweep, new_id, utcnow
 from nommerd.store import base, dynamodb_calls
-from nommerd.store.base import JobExists, JobPage, JobQuery, Leader, StoreUnavailable, UnknownJob, WorkerRecord
+from nommerd.store.base import Document, JobExists, JobPage, JobQuery, Leader, StoreUnavailable, UnknownJob, WorkerRecord
 from nommerd.store.cursor import Cursor
-from nommerd.store.dynamodb import RECIPE_BYTES_MAX, DynamoStore
+from nommerd.store.dynamodb import DynamoStore
 from nommerd.store.dynamodb_items import recipe_key, recipe_place, shard_of
+from nommerd.store.dynamodb_recipes import RECIPE_BYTES_MAX
 from nommerd.store.dynamodb_table import TTL_ATTRIBUTE
 from tests.contracts.lagging import LaggingClient, client, new_table
 from tests.emulator import ACCESS_KEY, REGION, SECRET_KEY, emulator
@@ -166,8 +169,14 @@ class TestFaults:
         store.swap(made.evolve(version=2, write_id="w2"), 1)
         lose[0] = True
         store.swap_leader(leader, 0)
+        kept = Document(kind="preset", scope="default", name="web", body="{}", expires=4e9)
+        for version in range(2):
+            kept = replace(kept, version=version + 1)
+            lose[0] = True
+            store.put_document(kept, version)
         assert (store.get(made.key).version, store.leader(), lose) == (2, leader, [False])
-        assert line.calls["PutItem"] == 1 + 2 * 3  # a ping, and each write twice
+        assert store.document("preset", "default", "web") == kept
+        assert line.calls["PutItem"] == 1 + 2 * 5  # a ping, and each write twice
 
     def test_what_a_batch_leaves_undone_is_asked_for_again(self) -> None:
         table = new_table()
@@ -281,6 +290,16 @@ class TestItems:
             name="w", node="n", state="ACTIVE", slots=1, active=(), version="1", encoders=(), reported=NOON))
         found = client().get_item(TableName=table, Key={"pk": {"S": "workers"}, "sk": {"S": "w"}})["Item"]
         assert abs(int(found[TTL_ATTRIBUTE]["N"]) - time.time() - 86400) < 60
+
+    def test_a_document_that_expires_is_left_to_aws_for_two_days(self) -> None:
+        table, now = new_table(), time.time()
+        store = DynamoStore(client(), table)
+        for name, age in (("old", 3), ("new", 1)):
+            store.put_document(Document(kind="log", scope="p/1", name=name, body="x", expires=now - age * 86400 + 0.5), 0)
+        store.delete_finals(NOON, 10)
+        left, = client().query(TableName=table, KeyConditionExpression="pk = :pk",
+                               ExpressionAttributeValues={":pk": {"S": "doc#log#p/1"}})["Items"]
+        assert (left["sk"], left[TTL_ATTRIBUTE]) == ({"S": "new"}, {"N": str(math.ceil(now - 86400 + 0.5))})
 
     def test_a_record_that_cannot_be_read_hides_no_other(self) -> None:
         table = new_table()
@@ -434,6 +453,24 @@ class TestCost:
         line.calls.clear()
         assert store.list(JobQuery(labels={"team": "rare"}, limit=5)).jobs == [wanted]
         assert line.calls["BatchGetItem"] == 1
+
+    def test_endings_are_told_by_the_index_alone_however_many_jobs_other_projects_have(self) -> None:
+        line = Line()
+        store = DynamoStore(line.client, new_table())
+        for number in range(30):
+            ended = put(store, project="default" if number == 7 else "other")
+            store.update(ended.key, lifecycle.cancel(NOON))
+        line.calls.clear()
+        assert [one.state for one in store.endings("default", NOON, 100)] == [JobState.CANCELLED]
+        assert line.calls == {"Query": 4}
+
+    def test_the_oldest_pending_job_is_found_by_its_first_entries_and_one_record(self) -> None:
+        line = Line()
+        store = DynamoStore(line.client, new_table())
+        made = [put(store, created=NOON + timedelta(seconds=number)) for number in range(12)]
+        line.calls.clear()
+        assert store.oldest_pending("default") == made[0].created
+        assert line.calls == {"Query": 4, "BatchGetItem": 1}
 
     def test_creating_a_taken_key_reads_nothing_more(self) -> None:
         line = Line()

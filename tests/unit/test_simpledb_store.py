@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -21,7 +22,16 @@ from nommerd.errors import ConfigError, InfrastructureError
 from nommerd.job import Job, JobState, Key, Owner, Sweep, new_id
 from nommerd.secrets import Secret
 from nommerd.store import base, open_store
-from nommerd.store.base import Conflict, JobExists, JobQuery, Leader, StoreUnavailable, UnknownJob, WorkerRecord
+from nommerd.store.base import (
+    Conflict,
+    Document,
+    JobExists,
+    JobQuery,
+    Leader,
+    StoreUnavailable,
+    UnknownJob,
+    WorkerRecord,
+)
 from nommerd.store.simpledb import SimpleStore
 from nommerd.store.simpledb_domain import domain
 from nommerd.store.simpledb_items import PART_BYTES, document, job_attributes, job_item, joined, split
@@ -466,11 +476,66 @@ class TestRecipes:
         assert calls(server, lambda: store.put_recipe("h", "{}")) == ["GetAttributes"]
 
 
+class TestDocuments:
+    LARGE = "\x00" * 40_000  # six times as long as JSON: three items and a head
+
+    def test_items_that_no_document_names_any_longer_go_after_the_grace(self, client: Any) -> None:
+        patient, store = SimpleStore(client, D), SimpleStore(client, D, recipe_grace_seconds=0.0)
+        kept = Document(kind="log", scope="p/1", name="a", body=self.LARGE, version=2)
+        store.put_document(replace(kept, body=self.LARGE[:-1], version=1), 0)
+        store.put_document(kept, 1)
+        store.put_document(replace(kept, name="b"), 0)
+        assert store.delete_document("log", "p/1", "b") is True
+        everything = items(client, "document/%")
+        patient.delete_finals(NOON, 5)
+        assert items(client, "document/%") == everything
+        store.delete_finals(NOON, 5)
+        assert len(items(client, "document/%")) == 1 + 3 < len(everything)
+        assert patient.document("log", "p/1", "a") == kept
+
+    def test_one_that_is_torn_is_an_error_and_hides_no_other(self, store: SimpleStore, client: Any) -> None:
+        torn, whole = (Document(kind="log", scope="p", name=name, body=self.LARGE) for name in "ab")
+        for one in (torn, whole):
+            store.put_document(one, 0)
+        client.delete_attributes(DomainName=D, ItemName=items(client, "document/log/p/a/%")[1])
+        with capture_logs() as lines:
+            assert list(store.documents("log", "p")) == [whole]
+        assert [line["event"] for line in lines] == ["record.unreadable"]
+        with pytest.raises(InfrastructureError) as caught:
+            store.document("log", "p", "a")
+        assert caught.value.code == "internal.bad_record"
+
+    def test_a_write_whose_answer_was_lost_is_recognised_and_another_ones_is_not(self, server: SimpleDBServer,
+                                                                               store: SimpleStore) -> None:
+        for version in range(2):
+            kept = Document(kind="preset", scope="p", name="a", body=f"{version}", version=version + 1)
+            server.service.fail(Fault.LOST, action="PutAttributes")
+            store.put_document(kept, version)
+        assert store.document("preset", "p", "a") == kept
+        with pytest.raises(Conflict):
+            store.put_document(replace(kept, body="another"), 1)
+
+    def test_one_written_anew_as_it_is_deleted_for_its_age_stays(self, store: SimpleStore,
+                                                                 monkeypatch: pytest.MonkeyPatch) -> None:
+        kept = Document(kind="log", scope="p", name="a", body="new", version=2)
+        store.put_document(replace(kept, version=1, expires=1.0), 0)
+        delete = store._domain.delete
+
+        def slowly(item: str, **options: Any) -> None:
+            store.put_document(kept, 1)
+            delete(item, **options)
+
+        monkeypatch.setattr(store._domain, "delete", slowly)
+        store.delete_finals(NOON, 5)
+        assert store.document("log", "p", "a") == kept
+
+
 class TestWorkersAndLeader:
     def test_one_heartbeat_that_cannot_be_read_hides_no_other(self, store: SimpleStore, client: Any) -> None:
         for name in NASTY[:-4]:
-            store.put_worker(WorkerRecord(name=name, node="n", state="ACTIVE", slots=2, active=(Key("p" * 64, "a" * 64),) * 40, version="1",
-                                          encoders=tuple(f"lib{number}" for number in range(400)), reported=NOON))
+            store.put_worker(WorkerRecord(
+                name=name, node="n", state="ACTIVE", slots=2, version="1", active=(Key("p" * 64, "a" * 64),) * 40,
+                encoders=tuple(f"lib{number}" for number in range(400)), reported=NOON))
         client.put_attributes(DomainName=D, ItemName="worker/bad", Attributes=[{"Name": "worker", "Value": "=bad"}])
         with capture_logs() as lines:
             found = store.workers()
