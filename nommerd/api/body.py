@@ -13,6 +13,7 @@ from nommerd.api.problems import Refusal, refuse
 
 BODY_BYTES_MAX = 256 * 1024  # far more than a record holds: a thousand clients may send at once
 NESTING_MAX = 32
+VALUES_MAX = 10_000  # in one body: looking at them must not take long enough for others to notice
 BODY_SECONDS = 20.0  # within which a client must have sent its body
 
 
@@ -44,7 +45,7 @@ def _too_large() -> Refusal:
 
 def parse_object(body: bytes) -> dict[str, Any]:
     """The JSON object in `body`. Refused: anything else, duplicate keys, NaN, Infinity, numbers out of range, deep
-    nesting, bytes that are not UTF-8."""
+    nesting, more than VALUES_MAX values, bytes that are not UTF-8."""
     try:
         value = _DECODER.decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -59,23 +60,25 @@ def parse_object(body: bytes) -> dict[str, Any]:
         raise _bad("A number in the body is too long.") from None
     if not isinstance(value, dict):
         raise refuse(400, "body", "request.bad_body", "The body must be a JSON object.", 'Write {"source": …, "dest": …}.')
-    if _too_deep(value):
-        raise _bad(_TOO_DEEP)
+    _check_extent(value)
     return value
 
 
 _TOO_DEEP = f"The body is nested more than {NESTING_MAX} deep."
 
 
-def _too_deep(value: Any) -> bool:
+def _check_extent(value: Any) -> None:
     """Without recursion: what could be read may be too deep to be written, or looked at, further down the stack."""
-    level = [value]
+    level, count = [value], 0
     for _ in range(NESTING_MAX):
-        level = [part for whole in level if isinstance(whole, dict | list)
-                 for part in (whole.values() if isinstance(whole, dict) else whole)]
+        whole = [one for one in level if isinstance(one, dict | list)]
+        count += sum(map(len, whole))
+        if count > VALUES_MAX:
+            raise refuse(413, "body", "request.too_large", f"The body holds more than {VALUES_MAX} values.")
+        level = [part for one in whole for part in (one.values() if isinstance(one, dict) else one)]
         if not level:
-            return False
-    return True
+            return
+    raise _bad(_TOO_DEEP)
 
 
 class _Refused(Exception):

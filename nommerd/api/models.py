@@ -141,7 +141,7 @@ def _fault(model: type[BaseModel], error: Mapping[str, Any], root: str) -> Fault
     leaf = shown(str(steps[-1])) if steps else f"The {root}"
     if kind == "extra_forbidden":
         known = tuple(_model_at(model, steps[:-1]).model_fields)
-        near = get_close_matches(str(steps[-1]), known, n=1)
+        near = get_close_matches(str(steps[-1])[:NAME_MAX], known, n=1)
         return Fault(place, "request.unknown_field", f"There is no field {leaf}.",
                      f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}.")
     if kind == "one_recipe":

@@ -18,10 +18,12 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import gevent
+from gevent.event import Event
 from gevent.pool import Pool
 from gevent.pywsgi import Input, WSGIHandler, WSGIServer
 
 from nommerd import logs
+from nommerd.api.body import BODY_BYTES_MAX
 from nommerd.api.problems import PROBLEM_HEADERS, Refusal, refuse
 from nommerd.errors import ConfigError
 
@@ -29,14 +31,17 @@ CONNECTIONS_MAX = 1024
 CONNECTIONS_SPARE = 32  # when fewer are left, those are closed that let us wait the longest
 BACKLOG = 512
 IDLE_SECONDS = 75.0  # a kept-alive connection without a request; also any one read or write
-READS_A_TURN = 4  # of up to READ_BYTES each
-READ_BYTES = 16 * 1024
+READ_BYTES = 64 * 1024  # at once
+READS_A_TURN = 4
+TURN_SECONDS = 0.002
+BUFFER_BYTES = 4096  # what is looked at byte by byte, the frames of chunks, is looked at within a turn
+CHUNKED_BYTES_MAX = 2 * BODY_BYTES_MAX  # of a body with its frames
 HEADER_SECONDS = 10.0  # from a request's first byte to the end of its header
 HEADER_BYTES_MAX = 32 * 1024
 HEADER_LINES_MAX = 100
 DISCARD_BYTES_MAX = 8 * 1024 * 1024  # of a body nobody reads; a client that still sends then sees a reset
 DISCARD_SECONDS = 2.0
-DISCARD_PAUSE_SECONDS = 0.01  # after each READ_BYTES * READS_A_TURN of it: nobody needs it soon
+DISCARD_PAUSE_SECONDS = 0.01  # after each READ_BYTES of it: nobody needs it soon
 PAUSE = "nommerd.pause"  # in the WSGI environment: `pause(seconds)` makes this client wait, and costs nobody a connection
 
 _CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
@@ -70,21 +75,27 @@ def _answer(refusal: Refusal) -> bytes:
 
 
 class _Turns(io.RawIOBase):
-    """The bytes of a connection. Every few reads others have their turn, however much is there to be read."""
+    """The bytes of a connection, as many as `left` allows. Others have their turn every few reads, and after each that was
+    followed by work, however much is there to be read."""
 
     def __init__(self, connection: socket.socket) -> None:
         super().__init__()
+        self.left = 0
         self._connection = connection
         self._reads = 0
+        self._since = 0.0
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
         self._reads += 1
-        if self._reads % READS_A_TURN == 0:
+        if self._reads % READS_A_TURN == 0 or time.monotonic() - self._since > TURN_SECONDS:
             gevent.sleep(0)
-        return self._connection.recv_into(memoryview(buffer)[:READ_BYTES])
+        count = self._connection.recv_into(memoryview(buffer)[:min(READ_BYTES, self.left)]) if self.left > 0 else 0
+        self.left -= count
+        self._since = time.monotonic()
+        return count
 
 
 class _Input(Input):  # type: ignore[misc]
@@ -111,7 +122,7 @@ class _Input(Input):  # type: ignore[misc]
         left = DISCARD_BYTES_MAX
         with gevent.Timeout(DISCARD_SECONDS, False):
             while left > 0:
-                read = len(self.read(READ_BYTES * READS_A_TURN))
+                read = len(self.read(READ_BYTES))
                 if not read:
                     return
                 left -= read
@@ -125,12 +136,14 @@ class Handler(WSGIHandler):  # type: ignore[misc]
     _held: bytearray | None = None  # of an answer, until its first piece is complete
 
     def __init__(self, connection: socket.socket, address: Any, server: Server) -> None:
-        super().__init__(connection, address, server, rfile=io.BufferedReader(_Turns(connection), READ_BYTES))
+        self._raw = _Turns(connection)
+        self._cut = Event()
+        super().__init__(connection, address, server, rfile=io.BufferedReader(self._raw, BUFFER_BYTES))
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """While the client is to do something: read, or send. It may have to give way."""
-        self.server.waiting[self] = self.socket
+        self.server.waiting[self] = None
         try:
             yield
         finally:
@@ -144,8 +157,19 @@ class Handler(WSGIHandler):  # type: ignore[misc]
 
     def pause(self, seconds: float) -> None:
         """Answer this client so much later."""
+        self._cut = Event()
         with self.waiting():
-            gevent.sleep(seconds)
+            self._cut.wait(seconds)
+
+    def cut_off(self) -> None:
+        """End the connection, whatever it waits for."""
+        with suppress(OSError):  # closed already
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self._cut.set()
+
+    def hurry(self) -> None:
+        """End a pause that it is in."""
+        self._cut.set()
 
     def read_requestline(self) -> str:
         """The request line; idle until its first byte."""
@@ -201,6 +225,8 @@ class Handler(WSGIHandler):  # type: ignore[misc]
         theirs: Input = environ["wsgi.input"]
         mine = _Input(self.rfile, self.content_length, socket=theirs.socket, chunked_input=theirs.chunked_input)
         mine.handler = self
+        if theirs.chunked_input:
+            self._raw.left = CHUNKED_BYTES_MAX
         self.wsgi_input = environ["wsgi.input"] = mine
         environ[PAUSE] = self.pause
         return environ
@@ -208,6 +234,7 @@ class Handler(WSGIHandler):  # type: ignore[misc]
     def handle_one_request(self) -> Any:
         """True to go on with the connection; else a last answer, or None."""
         gevent.sleep(0)  # the next request may be here already
+        self._raw.left = READ_BYTES + HEADER_BYTES_MAX + DISCARD_BYTES_MAX
         with self.waiting():
             self.server.make_room()
             result = super().handle_one_request()
@@ -273,7 +300,7 @@ class Server(WSGIServer):  # type: ignore[misc]
 
     def __init__(self, host: str, port: int, application: Callable[..., Any], connections_max: int = CONNECTIONS_MAX) -> None:
         self.idle: dict[Handler, socket.socket] = {}  # between requests
-        self.waiting: dict[Handler, socket.socket] = {}  # for the client: the idle ones and the slow, longest first
+        self.waiting: dict[Handler, None] = {}  # for the client, idle or slow: who does so for the longest stands first
         self._spare = min(CONNECTIONS_SPARE, connections_max // 4)
         super().__init__(_listener(host, port), application, spawn=Pool(connections_max), log=None, error_log=None,
                          environ={"SERVER_NAME": host})  # else it asks the name service for our name
@@ -282,12 +309,15 @@ class Server(WSGIServer):  # type: ignore[misc]
         """Cut off whoever lets us wait the longest when hardly any connections are left for others; called as each begins to
         wait."""
         if self.pool.free_count() < self._spare and len(self.waiting) > 1:
-            with suppress(OSError):  # closed already
-                self.waiting.pop(next(iter(self.waiting))).shutdown(socket.SHUT_RDWR)
+            handler = next(iter(self.waiting))
+            del self.waiting[handler]
+            handler.cut_off()
 
     def finish(self, within_seconds: float) -> None:
         """Accept nothing more, close idle connections, and let running requests end for so long."""
         self.close()
+        for handler in list(self.waiting):
+            handler.hurry()
         deadline = time.monotonic() + within_seconds
         while len(self.pool) and time.monotonic() < deadline:
             for connection in list(self.idle.values()):

@@ -6,6 +6,7 @@ import json
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import gevent
@@ -203,6 +204,81 @@ def test_idle_connections_give_way_to_new_ones(start: Start) -> None:
         connection = connect(server, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert until_closed(connection).startswith(b"HTTP/1.1 200 ")
     for connection in idle:
+        connection.close()
+
+
+def test_slow_clients_give_way_too_in_the_order_in_which_they_became_slow(start: Start) -> None:
+    """Half a header, half a body, an answer that is not read: none of them is idle, and none keeps others out."""
+    server = start(connections_max=8)
+    server.application = lots
+    slow = [connect(server, b"GET / HTTP/1.1\r\nHost: x\r\nX-") for _ in range(3)]
+    slow += [connect(server, b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nabc") for _ in range(3)]
+    slow += [connect(server, b"GET /lots HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(2)]
+    for _ in range(20):
+        connection = connect(server, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert until_closed(connection).startswith(b"HTTP/1.1 200 ")
+    assert until_closed(slow[0]) == b""
+    for connection in slow[1:]:
+        connection.close()
+
+
+def lots(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+    """As `echo`; at `/lots` far more than a socket holds for who does not read."""
+    if environ["PATH_INFO"] != "/lots":
+        return echo(environ, start_response)
+    start_response("200 OK", [("Content-Length", str(64 * 2**20))])
+    return [b"x" * 2**20] * 64
+
+
+def busy(connection: socket.socket, data: bytes) -> None:
+    """Send without end, and read what comes."""
+    def read() -> None:
+        with suppress(OSError):
+            while connection.recv(65536):
+                pass
+    gevent.spawn(read)
+    with suppress(OSError):
+        while True:
+            connection.sendall(data)
+
+
+@pytest.mark.parametrize(("head", "more"), [
+    (b"", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 500),  # requests without waiting for answers
+    (b"POST /early HTTP/1.1\r\nHost: x\r\nContent-Length: 99999999999\r\n\r\n", b" " * 65536),  # a body nobody reads
+    (b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n", b"a: b\r\n" * 9000),  # endless trailers
+    (b"GET / HTTP/1.1\r\n", b"X: y\r\n" * 9000),
+], ids=["pipelined", "body", "trailers", "header"])
+def test_whoever_sends_without_a_pause_does_not_have_the_server_for_himself(start: Start, head: bytes, more: bytes) -> None:
+    server = start()
+    talkers = [connect(server, head) for _ in range(4)]
+    talking = [gevent.spawn(busy, talker, more) for talker in talkers]
+    took = []
+    for _ in range(10):
+        begun = time.monotonic()
+        connection = connect(server, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert until_closed(connection).startswith(b"HTTP/1.1 200 ")
+        took.append(time.monotonic() - begun)
+    gevent.killall(talking)
+    for talker in talkers:
+        talker.close()
+    assert sorted(took)[4] < 0.5
+
+
+def test_a_client_that_is_made_to_wait_holds_up_nobody_and_gives_way(start: Start) -> None:
+    server = start(connections_max=8)
+
+    def application(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        if environ["PATH_INFO"] == "/guess":
+            environ[module.PAUSE](60)
+        return echo(environ, start_response)
+    server.application = application
+    guessing = [connect(server, b"GET /guess HTTP/1.1\r\nHost: x\r\n\r\n") for _ in range(8)]
+    begun = time.monotonic()
+    for _ in range(8):
+        connection = connect(server, b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert until_closed(connection).startswith(b"HTTP/1.1 200 ")
+    assert time.monotonic() - begun < 5
+    for connection in guessing:
         connection.close()
 
 
