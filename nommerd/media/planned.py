@@ -52,8 +52,10 @@ def says_fast_start(last: RawPass) -> bool:
 
 
 def _probe(container: str, path: Path, streams: list[StreamInfo], seconds: float | None) -> Probe:
-    placed = tuple(replace(stream, index=index, start_seconds=0.0, language=None if stream.language == "und" else stream.language)
-                   for index, stream in enumerate(streams))  # whether nothing is said of a language is up to the container
+    # "und" is how some containers say that they know no language.
+    placed = tuple(replace(stream, index=index, start_seconds=0.0,
+                           language=None if stream.language == "und" else stream.language)
+                   for index, stream in enumerate(streams))
     return Probe(path=path, container=_CONTAINERS.get(container, container), size=0, duration_seconds=seconds,
                  start_seconds=0.0, streams=placed)
 

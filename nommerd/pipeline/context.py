@@ -113,16 +113,22 @@ class Context:
         return file
 
     def planned(self, stage_id: str, *, decoded: bool = True) -> MediaFile | None:
-        """The file of an earlier stage if enough is known of it to plan with, `decoded`: to decode it; else None, with a
-        warning that says so."""
+        """The file of an earlier stage, taken as input, if enough is known of it to plan with (`decoded`: to decode it); else
+        None, with a warning that says so."""
         file = self.files.get(stage_id)
         known = file is not None and (file.path.exists() or (file.probe is not None and (
             not decoded or stage_id == SOURCE or file.probe.usable)))
+        if file is not None:
+            file.consumed = True
         if known:
             return file
+        self.unknown(stage_id)
+        return None
+
+    def unknown(self, stage_id: str) -> None:
+        """Say of a planned stage that it cannot tell what it will do with the file of that one."""
         self.warn("explain.unknown_input", f"What {stage_id} makes is not known before it has run, so these commands are not "
                   "either.", "The log of a job that has run tells them.")
-        return None
 
     @property
     def unpublished(self) -> list[MediaFile]:

@@ -6,16 +6,19 @@ import json
 import time
 from collections.abc import Iterator
 from io import StringIO
+from pathlib import Path
 
 import gevent
 import pytest
 
-from nommerd.job import Key
+from nommerd.job import JobState, Key
 from nommerd.joblog import DAY_SECONDS, LogKeeper, read_logs
+from nommerd.pipeline.recipe import Recipe, StageSpec
 from nommerd.store.base import Document, StoreUnavailable
 from nommerd.store.memory import MemoryStore
 from tests.logged import captured
 from tests.rig import wait_until
+from tests.unit.test_worker import House
 
 KEY = Key("default", "j1")
 
@@ -89,3 +92,29 @@ def test_logs_come_in_the_order_of_the_attempts() -> None:
     for number in (12, 2, 100):
         LogKeeper(store, KEY, number, lambda number=number: json.dumps(number), keep_days=3).finish()  # type: ignore[misc]
     wait_until(lambda: kept(store) == [2, 12, 100], 5, "three logs")
+
+
+# --- on a worker ---------------------------------------------------------------------------------------------------
+
+
+class Hanging(MemoryStore):
+    """Takes records, and no log."""
+
+    def put_document(self, document: Document, expected_version: int | None) -> None:
+        gevent.sleep(60)
+
+
+@pytest.mark.parametrize("store", [Hanging(), Slow(failures=99)], ids=["hangs", "refuses"])
+def test_a_store_that_takes_no_log_neither_fails_nor_delays_a_job(store: MemoryStore, tmp_path: Path) -> None:
+    house = House(tmp_path)
+    house.store = store
+    recipe = Recipe(pipeline="test", stages=tuple(StageSpec(name=name, id=name, settings=settings) for name, settings in (
+        ("fetch", {}), ("ffmpeg", {"audio": {"codec": "aac"}}), ("upload", {}))))
+    store.put_recipe(recipe.hash, recipe.document)
+    house.start()
+    try:
+        done = house.wait(house.submit(recipe=recipe.hash), JobState.FINISHED, JobState.ERROR)
+        assert done.state is JobState.FINISHED and done.attempts[0].ended is not None
+        assert (done.attempts[0].ended - done.attempts[0].begun).total_seconds() < 5
+    finally:
+        house.stop()

@@ -41,7 +41,6 @@ class Faststart(Stage):
         if file is None:
             context.add(MediaFile(path=output_path(context.workspace, self.id, "unknown"), stage_id=self.id))
             return ()
-        context.take(id)
         first = is_fast_start(file.path) if file.path.exists() else file.fast_start
         if not file.path.exists() and file.probe is not None and file.probe.container not in ("mp4", "mov"):
             raise _not_mp4(id)

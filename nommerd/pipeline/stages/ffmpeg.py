@@ -116,20 +116,26 @@ class Ffmpeg(Stage):
         """The commands. The input is examined, if nobody did before; nothing where it is yet to be made."""
         file = context.planned(self._input_id, decoded=not self.settings.raw)
         if file is None:
-            context.add(MediaFile(path=output_path(context.workspace, self.id, "unknown"), stage_id=self.id))
+            context.add(self._unknown(context))
             return ()
         source = self._probe(context)
         work = self.work(context)
         notes = tuple(planned.notes(self.settings.wanted, work.plan, source)) if work.plan is not None else ()
         for code, message, hint in (*work.warnings, *notes):
             context.warn(code, message, hint)
-        context.take(self._input_id)
         context.add(self._planned(context, work, source))
         if file.examined or file.path.exists():
             return work.commands
         file.examined = True
         look = command.Command(stage=self.id, label="probe", argv=tuple(probe_argv(context.binaries, file.path)))
         return (look, *work.commands)
+
+    def _unknown(self, context: Context) -> MediaFile:
+        """The output while nobody knows of what it will be made."""
+        if self.settings.raw:
+            return MediaFile(path=output_path(context.workspace, self.id, "unknown"), stage_id=self.id)
+        path = output_path(context.workspace, self.id, OUTPUTS[self.settings.wanted.container][1])
+        return MediaFile(path=path, stage_id=self.id, leaf=self._leaf(context, path))
 
     def _planned(self, context: Context, work: Work, source: Probe) -> MediaFile:
         """The output as it should turn out."""

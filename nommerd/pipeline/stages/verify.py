@@ -37,7 +37,9 @@ def verify_commands(context: Context, stage_id: str, decode: Decode = "key_frame
     """What `verify_outputs` will run for what is planned; nothing for what is not known yet."""
     made: list[Command] = []
     for file in context.unpublished:
-        if not file.verified and context.planned(file.stage_id, decoded=False) is not None and file.probe is not None:
+        if not file.verified and file.probe is None:
+            context.unknown(file.stage_id)
+        elif not file.verified and file.probe is not None:
             made += [Command(stage=stage_id, label="verify", argv=argv)
                      for argv in verify_argvs(context.binaries, file.path, file.probe, decode)]
         file.verified = file.examined = True
