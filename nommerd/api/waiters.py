@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,8 @@ from gevent.event import Event
 from nommerd.job import Job, Key
 
 BACKSTOP_SECONDS = 1.0  # a waiter looks by itself this often: hints may be lost, or go to another feeder
-WAITERS_MAX = 512  # more are answered at once: each holds a connection
+WAITERS_MAX = 512  # more are answered at once: each holds one of the server's CONNECTIONS_MAX
+WAITERS_OF_PROJECT_MAX = 256  # so that no project has them all
 
 
 class Waiters:
@@ -20,7 +22,7 @@ class Waiters:
 
     def __init__(self, look_seconds: float = BACKSTOP_SECONDS) -> None:
         self._events: dict[Key, set[Event]] = {}
-        self._count = 0
+        self._waiting: Counter[str] = Counter()  # by project
         self._backstop_seconds = max(look_seconds, BACKSTOP_SECONDS)
         self.closed = False
 
@@ -53,14 +55,18 @@ class Waiters:
         """The job once its event_seq is beyond `after` (None: beyond what it is now), or as it is after `seconds`."""
         job = read()
         seen = job.event_seq if after is None else after
-        if job.event_seq > seen or seconds <= 0 or self.closed or self._count >= WAITERS_MAX:
+        if job.event_seq > seen or seconds <= 0 or self.closed or self._full(job.project):
             return job
-        self._count += 1
+        self._waiting[job.project] += 1
         try:
             with self.listen(job.key) as event:
                 return self._until(read, seen, time.monotonic() + seconds, event)
         finally:
-            self._count -= 1
+            self._waiting[job.project] -= 1
+            self._waiting += Counter()  # forget projects without any
+
+    def _full(self, project: str) -> bool:
+        return self._waiting.total() >= WAITERS_MAX or self._waiting[project] >= WAITERS_OF_PROJECT_MAX
 
     def _until(self, read: Callable[[], Job], seen: int, deadline: float, event: Event) -> Job:
         while True:

@@ -8,6 +8,8 @@ import gevent
 import pytest
 
 from nommerd import lifecycle
+from nommerd.api import waiters
+from nommerd.api.access import Scope
 from nommerd.errors import InfrastructureError, Problem
 from nommerd.job import Job, JobState, Key, Owner, utcnow
 from nommerd.messages import JobMessage
@@ -206,6 +208,24 @@ def test_waits_end_when_the_server_stops(api: Api) -> None:
     gevent.sleep(0)
     api.waiters.close()
     assert waiting.get(timeout=10).status == 200
+
+
+def test_no_project_takes_all_the_waits(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiters, "WAITERS_OF_PROJECT_MAX", 3)
+    monkeypatch.setattr(waiters, "WAITERS_MAX", 5)
+    tokens = [api.tokens.make("t", name, [Scope.SUBMIT, Scope.READ])[1].reveal() for name in ("a", "b")]
+
+    def wait(project: int, number: int) -> gevent.Greenlet[..., object]:
+        body = api.body(dest=(api.media / f"{project}-{number}.mp4").as_uri())
+        made = api.call("POST", "/v1/jobs", body, token=tokens[project]).json
+        waiting = gevent.spawn(api.call, "GET", f"/v1/jobs/{made['id']}", query="wait=60", token=tokens[project])
+        gevent.sleep(0)
+        return waiting
+    first, second = [wait(0, number) for number in range(4)], [wait(1, number) for number in range(3)]
+    assert [waiting.dead for waiting in first + second] == [False, False, False, True, False, False, True]
+    api.waiters.close()
+    gevent.joinall(first + second, timeout=10, raise_error=True)
+    assert api.waiters._waiting == {}
 
 
 @pytest.mark.parametrize("query", ["wait=61", "wait=-1", "wait=x", "after=-1", "after=1.5.2", "wait=nan", "before=3"])
