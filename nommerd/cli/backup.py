@@ -39,7 +39,8 @@ def backup(file: Path, force: bool, config_file: Path | None, as_json: bool) -> 
         print_json({"file": str(file.absolute()), "bytes": file.stat().st_size, **_told(manifest)})
     else:
         click.echo(f"{file}: {manifest.jobs} jobs, {', '.join(manifest.files)} ({size(file.stat().st_size)})")
-        _warn(manifest, settings, "It holds no keys: keep secrets.keys of the configuration as well.")
+        if settings.secrets.keys:
+            click.echo("Secrets are encrypted with secrets.keys of the configuration: keep that as well.", err=True)
     return DONE
 
 
@@ -54,6 +55,7 @@ def restore(file: Path, force: bool, config_file: Path | None, as_json: bool) ->
     Stop feeder and workers first. Everything in FILE is checked before anything is changed. At the next start, jobs that
     were running then begin anew, and webhooks that were sent since then are sent again.
     """
+    from nommerd.backups import KEYS
     from nommerd.restoring import restore as put_back
 
     settings = _settings(config_file)
@@ -63,7 +65,10 @@ def restore(file: Path, force: bool, config_file: Path | None, as_json: bool) ->
     else:
         click.echo(f"Restored {manifest.jobs} jobs as of {manifest.made} and {', '.join(manifest.files)} "
                    f"into {settings.data_dir}.")
-        _warn(manifest, settings, "The backup holds no keys: secrets.keys must be those of the configuration of then.")
+        if settings.secrets.keys:
+            click.echo("secrets.keys of the configuration must be those of then.", err=True)
+        elif KEYS not in manifest.files:
+            click.echo("It holds no keys: set secrets.keys to those of then, or jobs with credentials cannot run.", err=True)
     return DONE
 
 
@@ -77,8 +82,3 @@ def _told(manifest: Manifest) -> dict[str, object]:
     return {"made": manifest.made, "nommerd": manifest.nommerd, "schema_version": manifest.schema_version,
             "cluster": manifest.cluster, "jobs": manifest.jobs, "files": list(manifest.files)}
 
-
-def _warn(manifest: Manifest, settings: Settings, without_keys: str) -> None:
-    if "keys" not in manifest.files or settings.secrets.keys:
-        click.echo(without_keys if "keys" not in manifest.files else "secrets.keys of the configuration are used, "
-                   "not the keys in this file: keep them as well.", err=True)

@@ -24,7 +24,7 @@ from nommerd.cli.backup import backup, restore
 from nommerd.config import Settings, load
 from nommerd.errors import ConfigError
 from nommerd.job import Job, utcnow
-from nommerd.secrets import Keyring, secret_file
+from nommerd.secrets import Keyring, new_key, secret_file
 from nommerd.sqlite import Database
 from nommerd.sqlite_schema import MIGRATIONS
 from nommerd.store.sqlite import SqliteStore
@@ -172,6 +172,18 @@ class TestBackup:
         back = CliRunner().invoke(restore, [file, "-c", config, "--json"], standalone_mode=False)
         assert (back.return_value, json.loads(back.stdout)["files"]) == (0, [DATABASE, TOKEN, KEYS, WEBHOOK_SECRET])
         assert CANARY not in done.output + back.output
+
+
+    def test_keys_of_the_configuration_are_asked_to_be_kept_and_never_shown(self, settings: Settings, tmp_path: Path) -> None:
+        key, file = new_key(), str(tmp_path / "b.tar.gz")
+        settings.keys_file.unlink()
+        configured, bare = tmp_path / "c.yaml", tmp_path / "nommerd.yaml"
+        configured.write_text(f"paths: {{data: data}}\nsecrets: {{keys: ['{key}']}}\n")
+        done = CliRunner().invoke(backup, [file, "-c", str(configured)], standalone_mode=False)
+        back = CliRunner().invoke(restore, [file, "--force", "-c", str(bare)], standalone_mode=False)
+        assert (done.return_value, "keep that as well" in done.stderr) == (0, True)
+        assert (back.return_value, "holds no keys" in back.stderr) == (0, True)
+        assert key not in done.output + back.output
 
 
 class TestRestore:
