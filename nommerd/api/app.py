@@ -9,7 +9,7 @@ from typing import Any
 from bottle import Bottle, HTTPError, HTTPResponse, request, response
 
 from nommerd import logs, metrics
-from nommerd.api.access import Access
+from nommerd.api.access import Access, Scope
 from nommerd.api.auth import ORIGINAL_PATHS, Gate
 from nommerd.api.original import Original, refused
 from nommerd.api.problems import PROBLEM, PROBLEM_HEADERS, SAFE_HEADERS, Refusal, busy, from_error, refuse
@@ -87,17 +87,24 @@ def _measured(environ: dict[str, Any], start: StartResponse) -> StartResponse:
 def check_scope(route: Route, access: Access) -> None:
     """Refused with 403 where this token may not make this call."""
     if route.scope is not None and not access.allows(route.scope):
-        raise refuse(403, "header.Authorization", "request.forbidden_scope", f"This token lacks the scope {route.scope}.",
-                     "Use one that has it: `nommerd tokens create` makes it.")
+        raise _lacking(route.scope)
     if route.installation and not access.installation:
         raise refuse(403, "header.Authorization", "request.forbidden_scope", "This call concerns all projects.",
                      "Use a token of the project default.")
 
 
+def _lacking(scope: Scope) -> Refusal:
+    return refuse(403, "header.Authorization", "request.forbidden_scope", f"This token lacks the scope {scope}.",
+                  "Use one that has it: `nommerd tokens create` makes it.")
+
+
 def _add_original(app: Bottle, original: Original) -> None:
     def submit() -> HTTPResponse:
         request.environ[ROUTE] = request.path.rstrip("/")
-        answer, headers = original.submit(Call(request.environ, request.environ[ACCESS], {}).body)
+        access: Access = request.environ[ACCESS]
+        if not access.allows(Scope.SUBMIT):
+            return _response(Answer(value=refused(_lacking(Scope.SUBMIT))))
+        answer, headers = original.of(access.project).submit(Call(request.environ, access, {}).body)
         return _response(Answer(value=answer, headers=headers))
 
     for path in ORIGINAL_PATHS:

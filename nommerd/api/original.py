@@ -49,6 +49,10 @@ class Original:
     jobs: Jobs
     nommers: Mapping[str, str]
 
+    def of(self, project: str) -> Original:
+        """The same call on the jobs of another project."""
+        return replace(self, jobs=self.jobs.of(project))
+
     def submit(self, read: Callable[[], bytes]) -> tuple[Answer, Mapping[str, str]]:
         """The answer, and its headers, to the call whose body `read` gives. Never raises an Exception."""
         try:

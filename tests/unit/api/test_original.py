@@ -13,6 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from nommerd.api.access import Scope
 from nommerd.api.app import create_app
 from nommerd.api.auth import EVERYBODY, WRONG_TOKENS_MAX, Gate, Hosts, Networks
 from nommerd.api.body import BODY_BYTES_MAX
@@ -37,7 +38,8 @@ class Old(Api):
 
     def open(self, networks: tuple[str, ...] = ("127.0.0.1/32",), *, enabled: bool = True, project: str = "default") -> Old:
         original = Original(jobs=replace(self.jobs, project=project), nommers={"acme.Copier": "copy", "acme.Silent": "silent"})
-        gate = Gate([Secret(TOKEN)], Hosts("127.0.0.1"), original=Networks(networks) if enabled else EVERYBODY)
+        gate = Gate([Secret(TOKEN)], Hosts("127.0.0.1"), original=Networks(networks) if enabled else EVERYBODY,
+                    project=project, stored=self.tokens)
         self.app = create_app([*job_routes(self.jobs), *page_routes(self._ready)], gate, original if enabled else None)
         return self
 
@@ -112,6 +114,19 @@ def test_its_jobs_are_in_a_project_of_their_own_where_one_is_set(tmp_path: Path)
     assert old.store.get(Key("legacy", job_id)).project == "legacy"
     assert old.bus.jobs.receive(1, 0)[0].message.key == Key("legacy", job_id)
     assert old.count == 0
+
+
+def test_a_token_submits_to_its_own_project_and_needs_the_scope(tmp_path: Path) -> None:
+    old = Old(tmp_path).open(networks=(), project="legacy")
+    tokens = {scope: old.tokens.make("t", "studio-a", [scope])[1].reveal() for scope in Scope}
+    for scope in (Scope.SUBMIT, Scope.ADMIN):
+        made = old.send(old.job_body(dest_path=(old.media / f"{scope}.mp4").as_uri()), token=tokens[scope])
+        assert old.store.get(Key("studio-a", made.json["job_id"])).project == "studio-a"
+    assert old.store.count("legacy") == old.store.count("default") == {}
+    for scope in (Scope.READ, Scope.OPERATE):
+        refused = old.send(token=tokens[scope])
+        assert (refused.status, refused.json["success"], refused.json["error_code"]) == (200, False, "FORBIDDEN")
+    assert sum(old.store.count("studio-a").values()) == 2
 
 
 def test_a_destination_that_exists_is_replaced(old: Old) -> None:
