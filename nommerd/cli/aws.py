@@ -191,7 +191,7 @@ def _described(plan: Plan) -> list[str]:
 @click.option("--dest", help="s3://BUCKET/PREFIX/ under which outputs go (default: the one entry of storage.s3_write).")
 @click.option("--suffix", default="", help="Only objects whose keys end so: .mov")
 @click.option("--set", "params", multiple=True, metavar="K=V", help="A param of the pipeline. May repeat.")
-@click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal")
+@click.option("--priority", type=click.Choice(["high", "normal", "low"]), default="normal", help="Which jobs go first.")
 @click.option("--overwrite", is_flag=True, help="Replace what is at the destination: for sources that are written again.")
 @click.option("--name", help="What it is called (default: made from bucket, prefix and suffix).")
 @click.option("--list", "listing", is_flag=True, help="Tell the watches there are.")

@@ -131,7 +131,8 @@ class Client:
 
     def exchange(self, method: str, path: str, body: object = None, *, timeout: float = TIMEOUT_SECONDS,
                  headers: Mapping[str, str] | None = None) -> tuple[int, Mapping[str, str], bytes]:
-        """One request as it goes over the wire: status, headers by lower-case name, body. InfrastructureError where nobody answers."""
+        """One request as it goes over the wire: status, headers by their names in small letters, body. InfrastructureError
+        where nobody answers."""
         sent = {"Authorization": f"Bearer {self._token.reveal()}", "User-Agent": f"nommerd/{__version__}",
                 "Accept": "application/json", **(headers or {})}
         payload = None

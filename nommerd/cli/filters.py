@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
+from click.shell_completion import CompletionItem
 
 from nommerd.cli.options import STATES, Since, complete_presets, pairs
 
@@ -21,9 +22,13 @@ def filter_options(function: F) -> F:
             click.option("--preset", help="Only with this preset.", shell_complete=complete_presets),
             click.option("--label", "labels", multiple=True, metavar="K=V", help="Only with this label. May repeat."),
             click.option("--state", "states", multiple=True, type=click.Choice(STATES, case_sensitive=False),
-                         metavar="STATE", help="Only in this state. May repeat.")):
+                         metavar="STATE", shell_complete=_complete_states, help="Only in this state. May repeat.")):
         function = option(function)
     return function
+
+
+def _complete_states(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(state) for state in STATES if state.startswith(incomplete.upper())]
 
 
 def query_of(states: Sequence[str], labels: tuple[str, ...], preset: str | None, code: str | None,

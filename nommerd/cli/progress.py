@@ -59,14 +59,15 @@ def draw(bar: Bar, room: int, colour: bool = False) -> str:
     label += " " * (LABEL_WIDTH - cell_len(label))
     while True:
         tail = "  ".join([percent(bar), *rest])
-        width = room - cell_len(label) - len(tail) - 2
+        width = room - cell_len(label) - cell_len(tail) - 2
         if width >= 0 or not rest:
             break
         rest = rest[:-1]
     if width < 0:
-        label = set_cell_size(label.rstrip(), max(1, room - len(tail) - 1))
+        label = set_cell_size(label.rstrip(), max(1, room - cell_len(tail) - 1))
     if width < BAR_MIN:
-        return f"{label} {tail}"[:max(room, 6)]
+        line = f"{label} {tail}"
+        return line if cell_len(line) <= room else set_cell_size(tail, room)
     cells = min(BAR_MAX, width)
     done = int(cells * min(1.0, max(0.0, bar.fraction)))
     full = "━" * done

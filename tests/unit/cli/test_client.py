@@ -3,82 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
 from nommerd import __version__
-
-TOKEN = "canary-token-77"
-
-
-def job(**more: Any) -> dict[str, Any]:
-    return {"id": "j1", "state": "PENDING", "stage": None, "progress": 0.0, "eta_seconds": None, "source": "file:///m/in%20it.mov",
-            "inputs": {}, "dest": "file:///m/out.mp4", "preset": "web-720p", "pipeline": "web-mp4", "recipe": "r",
-            "params": {}, "priority": "normal", "labels": {}, "owner": None, "attempts": [], "error": None,
-            "warnings": [], "outputs": [],
-            "event_seq": 0, "events": [], "created": "2026-01-31T09:00:00Z", "updated": "2026-01-31T09:00:00Z",
-            "finished": None} | more
-
-
-def event(seq: int, state: str, attempt: int = 1) -> dict[str, Any]:
-    return {"seq": seq, "state": state, "at": f"2026-01-31T09:00:0{seq}.000000Z", "attempt": attempt}
-
-
-class Feeder:
-    """Answers each request with the next of `script` and keeps what it was asked."""
-
-    def __init__(self) -> None:
-        self.script: list[tuple[int, Any]] = []
-        self.asked: list[tuple[str, str, Any, dict[str, str]]] = []
-        feeder = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def _answer(self) -> None:
-                length = int(self.headers.get("content-length") or 0)
-                body = json.loads(self.rfile.read(length)) if length else None
-                feeder.asked.append((self.command, self.path, body, {k.lower(): v for k, v in self.headers.items()}))
-                status, answer = feeder.script.pop(0)
-                text = answer.encode() if isinstance(answer, str) else json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("content-length", str(len(text)))
-                self.end_headers()
-                self.wfile.write(text)
-
-            do_GET = do_POST = _answer
-
-            def log_message(self, *args: object) -> None:
-                """Quiet."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-        Thread(target=self.server.serve_forever, daemon=True).start()
-
-
-@pytest.fixture
-def feeder() -> Iterator[Feeder]:
-    made = Feeder()
-    yield made
-    made.server.shutdown()
-    made.server.server_close()
-    assert made.script == [], "answers nobody asked for"
-
-
-def nommerd(feeder: Feeder | None, *arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("NOMMERD_")}
-    here = {"NOMMERD_URL": feeder.url, "NOMMERD_TOKEN": TOKEN} if feeder else {}
-    ended = subprocess.run([sys.executable, "-m", "nommerd", *arguments], capture_output=True, text=True, timeout=60, cwd=cwd,
-                           env=clean | here | env, stdin=subprocess.DEVNULL)
-    assert "Traceback" not in ended.stderr, ended.stderr
-    assert TOKEN not in ended.stdout + ended.stderr
-    return ended
+from tests.unit.cli.scripted import TOKEN, Feeder, event, job, nommerd
 
 
 def test_submit_sends_absolute_uris_and_only_what_was_given(feeder: Feeder, tmp_path: Path) -> None:
