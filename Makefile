@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MEDIA ?=
 
-.PHONY: demo test test-wheels test-all lint bench clean
+.PHONY: demo test test-wheels test-all lint docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nommerd demo $(if $(MEDIA),"$(MEDIA)")
@@ -26,6 +26,10 @@ test-all: test test-wheels
 lint: $(VENV)/.dev
 	$(BIN)/ruff check setup.py nommerd tests benchmarks
 	$(BIN)/mypy
+
+# The pages that are made of the code.
+docs: $(VENV)/.installed
+	$(BIN)/python -m nommerd.pipeline.reference > docs/reference.md
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks

@@ -58,6 +58,10 @@ Encoders = Annotated[list[Word], BeforeValidator(_first_or_list, json_schema_inp
                      Field(min_length=1)]
 
 
+def _word(value: Any) -> Any:
+    return str(value) if type(value) is int else value
+
+
 class Clip(Part):
     """Which part of the source, in seconds from its beginning."""
 
@@ -77,7 +81,7 @@ class Video(Part):
     codec: VideoCodec = Field("h264", description="What ffprobe will say of the result; `copy` changes nothing, or refuses "
                                                   "the source with the reason.")
     encoder: Encoders | None = Field(None, description="How it is made: the first of these that the ffmpeg at work has.")
-    encoder_preset: Annotated[Word, BeforeValidator(lambda v: str(v) if type(v) is int else v)] | None = Field(
+    encoder_preset: Annotated[Word, BeforeValidator(_word, json_schema_input_type=Word | int)] | None = Field(
         None, description="The encoder's own preset, its trade of time for size: `veryfast`, `medium`, `slow` in libx264.")
     profile: Word | None = Field(None, description="The codec's profile, such as `main` or `high` of h264.")
     pixel_format: Word | None = Field(None, description="ffmpeg's name; `yuv420p` for the web, unless set.")
@@ -118,7 +122,8 @@ class Audio(Part):
     encoder: Encoders | None = Field(None, description="How it is made: the first of these that the ffmpeg at work has.")
     bitrate: Bitrate | None = Field(None, description="Of all channels together; lossless codecs have none.")
     channels: Annotated[int, Field(ge=1, le=8)] | None = Field(None, description="Unless set, as many as the source has.")
-    sample_rate: Annotated[int, Field(ge=8_000, le=192_000)] | None = Field(None, description="In Hz; unless set, the source's.")
+    sample_rate: Annotated[int, Field(ge=8_000, le=192_000)] | None = Field(
+        None, description="In Hz; unless set, the source's, or 48000 where the codec does not take that.")
     tracks: Literal["default", "all"] | None = Field(
         None, description="The one that a player would choose, or all. Unless set: that one, or all for a copy.")
     required: bool = Field(False, description="Whether a source without sound is refused.")
@@ -224,6 +229,6 @@ def _pair(value: Any) -> Pair:
 
 
 OptionPair = Annotated[Pair, BeforeValidator(_pair), Field(strict=False), WithJsonSchema({
-    "x-type": "`[name, value]`", "type": "array", "minItems": 2, "maxItems": 2,
+    "x-type": "`[name, value]` pair", "type": "array", "minItems": 2, "maxItems": 2,
     "prefixItems": [{"type": "string"}, {"type": ["string", "number", "null"]}]})]
 Options = list[OptionPair]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import yaml
@@ -9,6 +10,7 @@ import yaml
 from nommerd.pipeline.loader import plain_scalar
 
 WIDTH = 120
+_BREAKS = re.compile("[\r\x85\u2028\u2029\ufeff]")
 
 
 class _Dumper(yaml.SafeDumper):
@@ -23,8 +25,9 @@ def _text(dumper: _Dumper, text: str) -> Any:
 
 
 def _stays_text(text: str) -> bool:
+    """Without quotes that escape: also line breaks of other alphabets are folded."""
     try:
-        return isinstance(plain_scalar(text), str) and text != "<<"
+        return isinstance(plain_scalar(text), str) and text != "<<" and not _BREAKS.search(text)
     except ValueError:
         return False
 
