@@ -19,7 +19,8 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["nommerd", "nommerd.*"]), "nommerd.conf"],
     package_dir={"nommerd.conf": "conf"},
-    package_data={"nommerd": ["dashboard/*", "dashboard/*/*", "py.typed"], "nommerd.conf": ["*.yaml", "*/*.yaml", "*/*.conf"]},
+    package_data={"nommerd": ["dashboard/*", "dashboard/*/*", "py.typed"],
+                  "nommerd.conf": ["*.yaml", "*/*.yaml", "*/*.yml", "*/*.json", "*/*.conf"]},
     install_requires=[
         "gevent>=25.5", "bottle>=0.13.4", "boto3>=1.38", "sh>=2.2.2,<3", "PyYAML>=6.0.2", "pydantic>=2.11,<3", "click>=8.1",
         "rich>=13.9", "structlog>=25.1", "cryptography>=44", "standardwebhooks>=1.0.1", "requests>=2.32",

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from urllib.request import urlopen
 
 from benchmarks.report import report
 from nommerd import runtime
@@ -35,12 +36,14 @@ def main() -> None:
     runtime.patch()
     from benchmarks.filled import fill
     from tests.media import clip
-    from tests.rig import Rig
+    from tests.rig import Rig, free_port
 
     bare = bare_mb()
     with tempfile.TemporaryDirectory() as folder, Rig(Path(folder)) as rig:
         fill(rig.data, 100_000)
         feeder = rig.start_feeder(60)
+        health = free_port()
+        rig.env = {**rig.env, "NOMMERD_WORKER__HEALTH_PORT": str(health)}
         worker = rig.start_worker("w1")
         source = rig.media / "in.mp4"
         source.write_bytes(clip(seconds=1, size="160x120").read_bytes())
@@ -48,6 +51,8 @@ def main() -> None:
             rig.wait_finished(rig.submit(source, rig.media / f"{number}.m4a", preset="audio-aac"), 60)
         for _ in range(20):
             rig.call("GET", "/v1/jobs?limit=500")
+            assert [rig.call("GET", path)[0] for path in ("/v1/stats", "/metrics")] == [200, 200]
+            assert urlopen(f"http://127.0.0.1:{health}/metrics").status == 200
         feeder_mb, worker_mb = resident_mb(feeder.pid), resident_mb(worker.pid)
     alone = f"gevent, bottle and pydantic alone: {bare:.0f} MB"
     report("feeder at 100,000 jobs, resident", feeder_mb, "MB", at_most=90, baseline=alone)

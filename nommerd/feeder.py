@@ -276,7 +276,7 @@ class Feeder:
     def changed(self, job: Job) -> None:
         """This feeder changed the job's state: tell who waits here, and other feeders by a hint."""
         if job.state.final:
-            metrics.JOBS_ENDED.add(job.state.value, job.error.code if job.error else "")
+            metrics.job_ended(job.state.value, job.error.code if job.error else None)
         self.waiters.wake(job.key)
         self.deliveries.kick(job.key)
         self.sending.announce(job)

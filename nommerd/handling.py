@@ -165,7 +165,7 @@ class Handling:
 def _count(settled: Job | None) -> None:
     """A job that was recorded as ended."""
     if settled is not None and settled.state.final:
-        metrics.JOBS_ENDED.add(settled.state.value, settled.error.code if settled.error else "")
+        metrics.job_ended(settled.state.value, settled.error.code if settled.error else None)
 
 
 def _quietly(call: Callable[..., bool], *args: float) -> None:

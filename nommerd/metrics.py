@@ -134,8 +134,9 @@ LAGS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 5)
 LEASES_LOST = Counts("leases_lost", "Leases that were not renewed and were broken here", Who.BOTH)
 WRITES_FENCED = Counts("writes_fenced", "Attempts whose end was not recorded: the job was no longer this worker's", Who.WORKER)
 ATTEMPTS = Counts("attempts", "Attempts that ended, by outcome and the code of their error", Who.WORKER, ("outcome", "code"))
-JOBS_ENDED = Counts("jobs_ended", "Jobs that this process recorded as ended, by state and the code of their error", Who.BOTH,
-                    ("state", "code"), [(state, "") for state in STATES])
+JOBS_ENDED = Counts("jobs_ended", "Jobs that this process recorded as ended, by state", Who.BOTH, ("state",),
+                    [(state,) for state in STATES])
+JOB_ERRORS = Counts("job_errors", "Of those, the ones with an error, by its code", Who.BOTH, ("code",))
 STAGE_SECONDS = Spread("stage_seconds", "How long stages took, by kind of stage", Who.WORKER, SECONDS, ("stage",))
 ENCODE_SPEED = Spread("encode_speed", "Media seconds per second of each ffmpeg command that was done", Who.WORKER, SPEEDS)
 DEAD_LETTERS = Counts("dead_letters", "Dead letters that were settled from the records of their jobs", Who.FEEDER)
@@ -146,8 +147,15 @@ HTTP_SECONDS = Spread("http_request_seconds", "Until answers began, without thos
                       REQUEST_SECONDS, ("route",))
 HUB_LAG = Spread("hub_lag_seconds", "How late the event loop is: what everything here waits for as well", Who.BOTH, LAGS)
 ALL: tuple[Counts | Spread, ...] = (
-    LEASES_LOST, WRITES_FENCED, ATTEMPTS, JOBS_ENDED, STAGE_SECONDS, ENCODE_SPEED, DEAD_LETTERS, WEBHOOK_DELIVERIES,
-    HTTP_REQUESTS, HTTP_SECONDS, HUB_LAG)
+    LEASES_LOST, WRITES_FENCED, ATTEMPTS, JOBS_ENDED, JOB_ERRORS, STAGE_SECONDS, ENCODE_SPEED, DEAD_LETTERS,
+    WEBHOOK_DELIVERIES, HTTP_REQUESTS, HTTP_SECONDS, HUB_LAG)
+
+
+def job_ended(state: str, code: str | None) -> None:
+    """This process recorded a job as ended."""
+    JOBS_ENDED.add(state)
+    if code is not None:
+        JOB_ERRORS.add(code)
 
 
 def watch_hub() -> None:
@@ -186,8 +194,8 @@ class _Collector:
 
 
 def exposition(who: Who, more: Iterable[Gauge | Counts], accept: str) -> tuple[bytes, str]:
-    """The text and its content type: as OpenMetrics where `accept` wants that, else as Prometheus has it. `more` is told besides
-    what this module counts for that daemon."""
+    """The text and its content type: as OpenMetrics where `accept` wants that, else as Prometheus has it. `more` is told
+    besides what this module counts for that daemon."""
     from prometheus_client import CollectorRegistry, ProcessCollector
     from prometheus_client.exposition import choose_encoder
 
