@@ -5,9 +5,10 @@ import {ask, copier, fill, h, panel, redraw, refusal, table, toast} from "./dom.
 import {ago, badge, bytes, count, FINAL, leaf, moment, progressBar, span} from "./format.js";
 import {jobLog} from "./log.js";
 import {outputList, probeTable} from "./outputs.js";
-import {pause, poll, readEvents} from "./poll.js";
+import {poll, readEvents} from "./poll.js";
 
-const AGAIN_MS = 1500;
+const AGAIN_MS = 1000;
+const FINAL_MS = 5000;
 const WAIT_SECONDS = 20;
 
 export function jobPage(main, {parts: [id], signal}) {
@@ -18,8 +19,17 @@ export function jobPage(main, {parts: [id], signal}) {
   const state = h("span", {role: "status"});
   const actions = h("div", {class: "actions"});
   const stageText = h("span", {class: "note"});
-  const log = session.can("operate") ? jobLog(id, places.log, signal, told => redraw(places.probes, JSON.stringify(told.source), () => probePanel(told))) : null;
+  const log = session.can("operate") ? jobLog(id, places.log, signal, told => {
+    probed = told;
+    probes();
+  }) : null;
   let known = null;
+  let probed = {source: null, outputs: []};  // by the newest attempt that looked
+
+  const probes = () => {
+    const told = {source: probed.source, outputs: known.outputs.length ? known.outputs : probed.outputs};
+    redraw(places.probes, JSON.stringify(told), () => told.source || told.outputs.length ? probePanel(told) : null);
+  };
 
   fill(places.head, h("p", {class: "none"}, "Looking…"));
   fill(main, places.head, places.problem, places.outputs, h("div", {class: "columns"}, places.facts, places.timeline), places.probes, places.webhook, places.log);
@@ -37,42 +47,44 @@ export function jobPage(main, {parts: [id], signal}) {
     redraw(state, job.state, () => badge(job.state));
     bar.update(job);
     redraw(stageText, stageLine(job), () => stageLine(job));
-    redraw(actions, `${job.state} ${Boolean(job.webhook)}`, () => buttons(job, update => update && show(update)));
+    redraw(actions, `${job.state} ${Boolean(job.webhook)}`, () => buttons(job, update => {
+      show(update);
+      now();
+    }));
     redraw(places.problem, JSON.stringify([job.error, job.warnings]), () => problems(job));
     redraw(places.facts, `${job.id}${JSON.stringify(job.labels)}`, () => factsPanel(job));
     redraw(places.timeline, JSON.stringify([job.attempts, job.events]), () => timeline(job));
     redraw(places.outputs, JSON.stringify(job.outputs), () => job.outputs.length ? outputList(job) : null);
     redraw(places.webhook, JSON.stringify(job.webhook ?? null), () => deliveries(job));
-    if (!log) redraw(places.probes, JSON.stringify(job.outputs), () => job.outputs.length && probePanel({source: null, outputs: job.outputs}));
-    else if (moved) log(job);
+    probes();
+    if (log && moved) log(job);
   };
-  follow(id, show, signal, error => fill(main, refusal(error)));
+  const now = follow(id, show, signal, error => fill(main, refusal(error)));
 }
 
-/** Events while they come; what breaks them off, or a server without them, leads to waiting requests. Final jobs may be
- * retried elsewhere: they are asked for now and then. */
-async function follow(id, show, signal, give) {
+/** Events while they come; where the server gives none, requests that wait. A final job may be retried by somebody else: it is
+ * asked for now and then. */
+function follow(id, show, signal, give) {
   const path = `/v1/jobs/${part(id)}`;
   let seen = null;
   const took = job => {
     seen = job;
     if (!signal.aborted) show(job);
   };
-  poll(async () => {
+  return poll(async () => {
     try {
-      took(seen && !FINAL.has(seen.state) ? await get(`${path}?wait=${WAIT_SECONDS}&after=${seen.event_seq}`, signal) : await get(path, signal));
+      took(await get(path, signal));
     } catch (error) {
-      if (error instanceof ApiError && error.status < 500 && error.status !== 429) {
-        if (!seen) give(error);
-        throw error;
-      }
+      if (!seen && error instanceof ApiError && [403, 404].includes(error.status)) give(error);
       throw error;
     }
-    if (!FINAL.has(seen.state)) await stream(path, seen.event_seq, took, signal);
-    if (FINAL.has(seen.state)) await pause(4 * AGAIN_MS, signal);
+    if (FINAL.has(seen.state)) return FINAL_MS;
+    if (!await stream(path, seen.event_seq, took, signal)) took(await get(`${path}?wait=${WAIT_SECONDS}&after=${seen.event_seq}`, signal));
+    return FINAL.has(seen.state) ? FINAL_MS : AGAIN_MS;
   }, AGAIN_MS, signal);
 }
 
+/** Reads events until they end; false where there are none to be had. */
 async function stream(path, after, took, signal) {
   const mine = new AbortController();
   const stop = () => mine.abort();
@@ -82,8 +94,10 @@ async function stream(path, after, took, signal) {
   try {
     const answer = await send("GET", `${path}/events`, {signal: mine.signal, headers: {Accept: "text/event-stream", "Last-Event-ID": String(after)}});
     await readEvents(answer, (_, data) => took(JSON.parse(data)));
+    return true;
   } catch (error) {
-    if (error instanceof ApiError && error.status !== 404) throw error;
+    if (!(error instanceof ApiError)) return true;  // it broke off: look again
+    return false;
   } finally {
     signal.removeEventListener("abort", stop);
     document.removeEventListener("visibilitychange", hide);

@@ -28,7 +28,8 @@ export function pause(ms, signal) {
   });
 }
 
-/** work(signal) at once and then each `ms`, until the signal. onState(error or null) after each. Returns `now`: ask at once. */
+/** work(signal) at once and then each `ms`, until the signal; where work returns a number, it is that many milliseconds until
+ * the next. onState(error or null) after each. Returns `now`: ask at once. */
 export function poll(work, ms, signal, onState = () => {}) {
   let hurry = () => {};
   (async () => {
@@ -36,8 +37,9 @@ export function poll(work, ms, signal, onState = () => {}) {
     while (!signal.aborted) {
       await visible(signal);
       if (signal.aborted) return;
+      let wanted = ms;
       try {
-        await work(signal);
+        wanted = await work(signal) ?? ms;
         failures = 0;
         onState(null);
       } catch (error) {
@@ -45,7 +47,7 @@ export function poll(work, ms, signal, onState = () => {}) {
         failures++;
         onState(error);
       }
-      const wait = failures ? Math.min(ms * 2 ** failures, SLOWEST_MS) : ms;
+      const wait = failures ? Math.min(ms * 2 ** failures, SLOWEST_MS) : wanted;
       await Promise.race([pause(wait, signal), new Promise(resolve => hurry = resolve)]);
     }
   })();
