@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import hmac
+from contextlib import suppress
+
 import pytest
 
 from nommerd.api.auth import Gate, Hosts
@@ -44,6 +47,32 @@ def test_many_wrong_tokens_are_slowed_and_the_right_one_still_passes() -> None:
     assert ask("wrong", "192.0.2.2") == 401
     now[0] = 61.0
     assert ask("wrong") == 401
+
+
+def test_every_token_of_the_operator_is_compared_whole_whatever_is_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In constant time: by digests of one length, all of them also after one was right."""
+    compared: list[tuple[int, int]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((len(one), len(other)))
+        return real(one, other)
+    real = hmac.compare_digest
+    monkeypatch.setattr("nommerd.api.auth.hmac.compare_digest", compare)
+    gate = Gate([Secret("right"), Secret("another")], Hosts("127.0.0.1"))
+    for token in ("right", "another", "righ", "x" * 5000):
+        with suppress(Refusal):
+            gate.check({"PATH_INFO": "/v1/jobs", "HTTP_HOST": "localhost", "HTTP_AUTHORIZATION": f"Bearer {token}"})
+        assert compared == [(32, 32), (32, 32)]
+        compared.clear()
+
+
+@pytest.mark.parametrize("path", ["/static/../pages.py", "/static/..", "/static//etc/passwd", "/static/../v1/jobs", "/static/",
+                                  "/static/..\\index.html", "/static/\x00", "/healthz/../v1/jobs", "//v1/jobs", "/v1/media/../jobs",
+                                  "/./v1/jobs"])
+def test_no_way_round_leads_past_the_token_or_out_of_the_page(api: Api, path: str) -> None:
+    answer = api.call("GET", path, token=None)
+    assert answer.status in (401, 404), answer.body
+    assert api.call("GET", path).status == 404
 
 
 @pytest.mark.parametrize("host", ["localhost", "localhost:8001", "LOCALHOST:1", "127.0.0.1:8001", "[::1]:8001", "[::1]",
