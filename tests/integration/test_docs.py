@@ -28,7 +28,8 @@ ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {"make demo": "tests/acceptance/test_demo.py", "make test": "this is it"}
 FENCE = re.compile(r"^```(\w*) ?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-FAMILIES = ("input", "source", "dest", "recipe", "encoder", "node", "internal", "config", "request", "idempotency", "webhook")
+FAMILIES = ("input", "source", "dest", "recipe", "encoder", "node", "internal", "config", "request", "idempotency", "webhook",
+            "explain")
 CODE = re.compile(rf"(?:{'|'.join(FAMILIES)})\.[a-z][a-z0-9_]*")
 NO_CODES = {"source.stem", "recipe.unknown_"}  # a run-time variable; the beginning of two codes, which the catalog completes
 LOG_METHODS = {"debug", "info", "warning", "error", "exception"}  # their first argument names an event
