@@ -5,7 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 
-ALL = ("help", "latency", "latency_sqs", "submissions", "listing", "hub_lag", "memory", "memory_aws", "overhead")
+ALL = ("help", "latency", "latency_sqs", "submissions", "listing", "hub_lag", "memory", "memory_aws", "overhead",
+       "abuse")
 
 
 def main(names: list[str]) -> int:
