@@ -163,7 +163,7 @@ class Watcher:
     def _learn_extension(self) -> None:
         """How outputs are called, from the feeder; None where there are several, or it cannot tell."""
         if not self._asked:
-            source = (self.plan.folder / "source.mov").as_uri()
+            source = (self.plan.folder / "film.mov").as_uri()
             with suppress(Missing):
                 recipe = {name: value for name, value in self.plan.recipe.items() if name in ("preset", "pipeline", "params")}
                 made = self._call("POST", "/v1/explain", {"source": source, "probe": USUAL} | recipe)

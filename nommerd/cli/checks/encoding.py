@@ -112,7 +112,7 @@ def _possible(patient: Patient) -> str:
 
 def _clip(patient: Patient, folder: Path) -> Path:
     """A second of test picture and tone, by encoders that every ffmpeg has."""
-    path = folder / "source.mov"
+    path = folder / "film.mov"
     argv = [str(patient.binaries.ffmpeg), "-nostdin", "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=320x180:rate=25",
             "-f", "lavfi", "-i", "sine=frequency=440:sample_rate=48000", "-t", "1", "-c:v", "mpeg4", "-c:a", "aac",
             f"file:{path}"]
