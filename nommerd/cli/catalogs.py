@@ -200,7 +200,7 @@ def _check(kind: Any, files: tuple[Path, ...], config_file: Path | None, as_json
     if as_json:
         print_json(names)
     else:
-        print("ok: " + ", ".join(f"{word} {name}" for one, word in ONE.items() for name in names[one]))
+        print("ok: " + ", ".join(f"{ONE[one]} {name}" for one, found in names.items() for name in found))
 
 
 def _push(kind: str, files: tuple[Path, ...], *, dry_run: bool, create_only: bool, if_match: str | None, url: str | None,

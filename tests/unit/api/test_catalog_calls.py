@@ -11,10 +11,11 @@ import pytest
 from nommerd.api.access import Scope
 from nommerd.api.catalog import DOCUMENTS_MAX, TOTAL_MAX
 from nommerd.catalog import Catalog
-from nommerd.pipeline.recipe import Recipe
+from nommerd.errors import InputError
+from nommerd.pipeline.recipe import Recipe, StageSpec, build_stages
 from nommerd.store.base import Conflict, Document
 from nommerd.store.memory import MemoryStore
-from tests.unit.api.calls import Answer, Api
+from tests.unit.api.calls import Answer, Api, Stamp
 
 PRESET = """\
 # for previews
@@ -394,6 +395,23 @@ def test_its_recipe_says_whence_it_came_so_that_the_worker_checks_it_again(api: 
     assert {stage.origin for stage in recipe(api, pipeline="cut").stages} == {"api"}
     refused = api.submit(pipeline="cut", params={"vf": "movie=/etc/passwd"})
     assert (refused.status, refused.codes) == (422, ["recipe.forbidden_option"])
+
+
+@pytest.mark.parametrize(("stage", "code"), [
+    (StageSpec(name="stamp", id="stamp", origin="api"), "recipe.forbidden_stage"),
+    (StageSpec(name="upload", id="upload", origin="api", settings={"acl": "public-read"}), "recipe.forbidden_option"),
+    (StageSpec(name="ffmpeg", id="ffmpeg", origin="api", settings={"options": [["f", "tee"]]}), "recipe.forbidden_option"),
+])
+def test_a_worker_refuses_what_the_feeder_would_not_have_stored(api: Api, stage: StageSpec, code: str) -> None:
+    stages = api.catalog.stages
+    with pytest.raises(InputError) as caught:
+        build_stages(Recipe(pipeline="x", stages=(stage,)), stages)
+    assert caught.value.code == code
+    if code == "recipe.forbidden_stage":
+        class Open(Stamp):
+            from_api = True
+
+        assert build_stages(Recipe(pipeline="x", stages=(stage,)), {**stages, "stamp": Open})
 
 
 def test_params_of_a_preset_from_the_api_are_trusted_no_more_than_a_jobs(api: Api) -> None:

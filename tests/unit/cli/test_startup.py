@@ -34,7 +34,8 @@ def loaded(*arguments: str) -> list[str]:
 @pytest.mark.parametrize("arguments", [
     ["--help"], ["--version"], ["jobs", "--help"], ["submit", "--help"], ["jobs", "ls"], ["jobs", "show", "x", "--json"],
     ["jobs", "cancel", "x"], ["jobs", "retry", "x"], ["submit", "a.mov", "b.mp4", "-p", "web-720p", "--wait"], ["nonsense"],
-    ["feeder", "--help"], ["up", "--help"], ["demo", "--help"]], ids=" ".join)
+    ["presets", "push", "--help"], ["presets", "rm", "x"], ["feeder", "--help"], ["up", "--help"], ["demo", "--help"]],
+                         ids=" ".join)
 def test_client_commands_and_help_import_nothing_heavy(arguments: list[str]) -> None:
     assert loaded(*arguments) == []
 
@@ -43,7 +44,7 @@ def test_the_probe_sees_heavy_modules_where_there_are_some() -> None:
     assert "pydantic" in loaded("config", "check")
 
 
-@pytest.mark.parametrize("arguments", [["presets", "ls"], ["presets", "ls", "--json"], ["--version"]])
+@pytest.mark.parametrize("arguments", [["presets", "ls", "--local"], ["presets", "ls", "--local", "--json"], ["--version"]])
 def test_a_full_disk_under_the_output_is_told_in_one_line(arguments: list[str]) -> None:
     with Path("/dev/full").open("w") as full:
         ended = subprocess.run([sys.executable, "-m", "nommerd", *arguments], stdout=full, stderr=subprocess.PIPE, text=True)
