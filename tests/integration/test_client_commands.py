@@ -157,3 +157,45 @@ def test_while_the_feeder_is_away_nothing_is_lost(rig: Rig, home: Path) -> None:
         assert (finished["job"], watch.events("submitted")) == (submitted["job"], [])
         assert watch.end() == 0
     assert names(home / "out") == ["a.mp4"]
+
+
+# --- jobs --------------------------------------------------------------------------------------------------------------
+
+
+def run(rig: Rig, *arguments: str) -> subprocess.CompletedProcess[str]:
+    env = rig.env | {"NOMMERD_URL": f"http://127.0.0.1:{rig.port}", "NOMMERD_TOKEN": rig.token}
+    return subprocess.run([sys.executable, "-m", "nommerd", *arguments], capture_output=True, text=True, timeout=60, env=env,
+                          stdin=subprocess.DEVNULL)
+
+
+def test_jobs_are_cancelled_and_retried_by_label_and_followed_to_their_end(rig: Rig, home: Path) -> None:
+    source = put(home / "a.mov")
+    status, _ = rig.call("POST", "/v1/pause", {})
+    assert status == 200
+    mine = [rig.submit(source, home / f"{n}.mp4", preset="web-480p", labels={"set": "one"}) for n in range(3)]
+    other = rig.submit(source, home / "other.mp4", preset="web-480p", labels={"set": "two"})
+    ended = run(rig, "jobs", "cancel", "--label", "set=one", "--since", "1h", "--yes", "--json")
+    assert (ended.returncode, json.loads(ended.stdout)["done"]) == (0, 3), ended.stderr
+    assert rig.job(other)["state"] == "PENDING"
+    assert run(rig, "jobs", "retry", "--label", "set=one", "--yes").stdout == "There are no such jobs.\n"
+    ended = run(rig, "jobs", "retry", "--state", "cancelled", "--label", "set=one", "--yes")
+    assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "3 of 3 retried.")
+    assert rig.call("POST", "/v1/resume", {})[0] == 200
+    ended = run(rig, "jobs", "watch", *mine, other)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.count("FINISHED") == 4
+    ended = run(rig, "jobs", "ls", "--label", "set=one", "--all", "--json")
+    assert {one["id"] for one in json.loads(ended.stdout)} == set(mine)
+
+
+def test_the_doctor_finds_this_installation_well(rig: Rig) -> None:
+    from nommerd.cli.checks import database, machine, services
+    from nommerd.cli.checks.finding import Patient
+    from nommerd.config import load
+
+    patient = Patient(config_file=rig.config, env={}, settings=load(rig.config, {}))
+    found = [one for check in (services.feeder, services.tokens, services.webhooks, database.database, machine.workspaces)
+             for one in check(patient)]
+    assert {one.status for one in found} == {"ok"}, found
+    assert any("may " in one.message for one in found), "the feeder told of the token"
+    assert all(rig.token not in one.message + one.hint for one in found)

@@ -137,7 +137,8 @@ def test_several_outputs_get_a_folder_and_keys_of_s3_are_literal() -> None:
     ["in", "-o", "out", "-p", "x", "--pipeline", "y"], ["none", "-o", "out", "-p", "x"], ["in", "-o", "link", "-p", "x"],
     ["in", "-o", "out", "-p", "x", "--on-finished", "move"], ["in", "-o", "out", "-p", "x", "--move-to", "d"],
     ["in", "-o", "out", "-p", "x", "--on-finished", "move", "--move-to", "in"],
-    ["in", "-o", "out", "-p", "x", "--settle", "x"], ["in", "-o", "out", "-p", "x", "--done-marker", ""], ["in", "-o", "http://me:pw@h/", "-p", "x"]], ids=" ".join)
+    ["in", "-o", "out", "-p", "x", "--settle", "x"], ["in", "-o", "out", "-p", "x", "--done-marker", ""],
+    ["in", "-o", "http://me:pw@h/", "-p", "x"]], ids=" ".join)
 def test_what_cannot_be_meant_is_refused(arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "in")
