@@ -55,7 +55,7 @@ class Control:
     @property
     def look_seconds(self) -> float:
         """How often a worker looks."""
-        return LOOK_SECONDS if self._store.look_seconds <= LOOK_SECONDS else DEAR_LOOK_SECONDS
+        return LOOK_SECONDS if self._store.look_seconds <= Store.look_seconds else DEAR_LOOK_SECONDS
 
     def switch(self) -> Switch:
         """Whether the installation is paused."""

@@ -157,7 +157,7 @@ class Stats:
     def __init__(self, store: Store, bus: Bus, control: Control, *, clock: Callable[[], float] = time.monotonic,
                  now: Callable[[], datetime] = utcnow) -> None:
         self._store, self._bus, self._control, self._clock, self._now = store, bus, control, clock, now
-        self._seconds = STATS_SECONDS if store.look_seconds <= 1 else DEAR_STATS_SECONDS
+        self._seconds = STATS_SECONDS if store.look_seconds <= Store.look_seconds else DEAR_STATS_SECONDS
         self._projects: dict[str, _Project] = {}
         self._installation, self._webhooks = _Shared(), _Shared()
 

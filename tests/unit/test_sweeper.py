@@ -11,6 +11,7 @@ import structlog
 from nommerd import lifecycle, messages
 from nommerd.bus.base import MAX_RECEIVES, BusUnavailable
 from nommerd.bus.memory import MemoryBus
+from nommerd.control import Control
 from nommerd.errors import InfrastructureError, Problem
 from nommerd.job import RESEND_SECONDS, UNSENT_SECONDS, Job, JobState, Key, Owner, Priority, Staged, new_id, utcnow
 from nommerd.messages import JobMessage
@@ -149,6 +150,33 @@ def test_while_no_worker_runs_messages_do_not_pile_up(rig: Rig, monkeypatch: pyt
         sent += len(rig.sweeper.sweep(now).sent)
     assert sent == len(rig.received())
     assert 5 < sent < 10, "after one hour, two, four, …"
+
+
+def test_while_the_installation_is_paused_nothing_is_sent_again_and_nothing_abandoned(rig: Rig) -> None:
+    """Nor soon afterwards: its silence is counted from the end of the pause."""
+    key = rig.create()
+    owner = rig.claim(key).owner
+    assert owner is not None
+    rig.store.update(key, lifecycle.give_back(owner, "shutting down", utcnow()))
+    rig.sweep(starting=True)
+    clock = utcnow()
+    control = Control(rig.store, now=lambda: clock)
+    control.pause("somebody")
+    days = [rig.sweep(hours * 3600 + 60) for hours in range(5 * 24)]
+    assert not any(days), "while there is a message on the queue"
+    clock += timedelta(days=5)
+    control.resume("somebody")
+    after = [rig.sweep(5 * 86400 + seconds) for seconds in (1, 3590, 3660, ABANDON_AFTER - 60, ABANDON_AFTER + 60)]
+    assert [(one.sent, one.abandoned) for one in after[:2]] == [([], []), ([], [])]
+    assert after[2].sent == [key.id] and after[3].abandoned == [] and after[4].abandoned == [key.id]
+
+
+def test_messages_that_the_queue_lost_in_a_pause_are_sent_again(rig: Rig) -> None:
+    key = rig.create()
+    rig.sweep(starting=True)
+    Control(rig.store).pause("somebody")
+    assert rig.received() == [key]
+    assert rig.sweep(RESEND_SECONDS + 1).sent == [key.id]
 
 
 @pytest.mark.parametrize("claimed", [False, True])

@@ -18,6 +18,7 @@ from nommerd.attempt import Tools, make_task, threads_per_job
 from nommerd.bus.base import BusUnavailable, Delivery
 from nommerd.bus.memory import MemoryBus
 from nommerd.config import Settings
+from nommerd.control import Control
 from nommerd.errors import ConfigError, EncoderError, InfrastructureError, InputError, Problem
 from nommerd.health import serve
 from nommerd.job import Job, JobState, Owner, Staged, new_id, utcnow
@@ -588,6 +589,20 @@ def test_a_heartbeat_tells_what_the_worker_is_and_does(house: House) -> None:
     assert record.started is not None and record.started <= record.reported
     assert 0 < (record.disk_free_bytes or 0) <= (record.disk_total_bytes or 0)
     assert "libx264" in record.encoders
+
+
+def test_a_message_received_in_the_moment_of_a_pause_goes_back(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nommerd.control.LOOK_SECONDS", 0.05)
+    control = Control(house.store)
+    control.pause("somebody")
+    worker = house.start()
+    wait_until(house.store.workers, 10, "the worker reports")
+    job = house.submit()
+    (delivery,) = house.bus.jobs.receive(1, 0)
+    worker._handling.handle(delivery)
+    assert house.depth == (1, 0, 0) and house.see(job).token == 0
+    control.resume("somebody")
+    assert house.wait(job).attempts_charged == 1
 
 
 def test_a_dead_neighbours_scratch_is_cleaned_at_heartbeats(house: House) -> None:

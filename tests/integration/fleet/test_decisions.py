@@ -8,6 +8,7 @@ from typing import Any
 import gevent
 import pytest
 
+from nommerd.control import Control
 from nommerd.errors import InfrastructureError
 from nommerd.fleet.launch import Ledger
 from nommerd.fleet.manager import STALE_SECONDS, UNSEEN_SECONDS
@@ -48,6 +49,21 @@ def test_a_feeder_killed_between_decision_and_call_leaves_a_decision_that_the_ne
     bench.jobs(20)
     Feeder(bench).take_over().cycle()
     assert [one["ClientToken"] for one in bench.asked()] == [decision.token]
+    assert len(bench.nodes()) == 3
+
+
+def test_a_paused_installation_starts_no_node_also_none_that_was_decided_before(bench: Bench) -> None:
+    bench.jobs(12)
+    killed, control = Feeder(bench), Control(bench.store)
+    killed.ec2.launch = _dies  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        killed.cycle()
+    control.pause("somebody")
+    next_one = Feeder(bench).take_over()
+    next_one.cycle()
+    assert bench.asked() == [] and next_one.ledger() == killed.ledger()
+    control.resume("somebody")
+    next_one.cycle()
     assert len(bench.nodes()) == 3
 
 

@@ -14,7 +14,8 @@ from gevent.event import Event
 
 from nommerd import lifecycle
 from nommerd.bus.base import BusUnavailable, Delivery
-from nommerd.errors import InfrastructureError
+from nommerd.control import Control
+from nommerd.errors import ConfigError, InfrastructureError
 from nommerd.fleet.metadata import Node, Notice
 from nommerd.fleet.node import Life
 from nommerd.job import JobState, Key, utcnow
@@ -377,3 +378,59 @@ def test_a_cancellation_reaches_a_worker_with_its_next_renewal(place: Place) -> 
     place.house.wait(job, JobState.ENCODING)
     place.house.store.update(job.key, lifecycle.cancel(utcnow()))
     place.house.wait(job, JobState.CANCELLED, seconds=2)
+
+
+# --- pause and drain ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worker looks often."""
+    monkeypatch.setattr("nommerd.control.LOOK_SECONDS", 0.05)
+    monkeypatch.setattr("nommerd.worker.REST_SECONDS", 0.05)
+
+
+def test_a_drained_node_ends_itself_though_it_has_not_been_idle_for_long(place: Place, quick: None) -> None:
+    place.start()
+    place.up()
+    drain(place)
+    place.gone()
+    assert place.ends == [["TERMINATED"]]
+
+
+def test_a_drained_worker_ends_alone_where_another_lives_on_its_node(place: Place, quick: None) -> None:
+    place.house.store.put_worker(WorkerRecord(name="other", node=ID, state="ACTIVE", slots=1, active=(), version="1",
+                                              encoders=(), reported=utcnow()))
+    place.start()
+    place.up()
+    drain(place)
+    place.gone()
+    assert place.ends == [] and place.state == "TERMINATED"
+
+
+def test_a_drained_node_that_cannot_be_ended_takes_no_work_again(place: Place, quick: None) -> None:
+    def refused() -> None:
+        raise ConfigError("fleet.refused", "No.")
+
+    place.ending = refused
+    place.start()
+    place.up()
+    drain(place)
+    place.gone()
+    assert len(place.ends) == 1 and place.state == "TERMINATED"
+
+
+def test_an_idle_node_ends_itself_also_while_the_installation_is_paused(place: Place, quick: None) -> None:
+    Control(place.house.store).pause("somebody")
+    job = place.house.submit()
+    place.start()
+    wait_until(place.house.store.workers, 10, "the worker reports")
+    place.now += 601
+    place.gone()
+    assert place.ends == [["TERMINATED"]]
+    assert place.house.see(job).token == 0 and place.house.depth == (1, 0, 0)
+
+
+def drain(place: Place) -> None:
+    """As the API does."""
+    Control(place.house.store).drain(next(one for one in place.house.store.workers() if one.name == "w1"), "somebody")
