@@ -19,7 +19,8 @@ TIMEOUT_MS = 15000
 HURRY_MS = 1000  # once a step has failed: others may hang on it
 WATCH = """
 window.violations = [];
-document.addEventListener("securitypolicyviolation", event => window.violations.push(event.violatedDirective + " " + event.blockedURI));
+document.addEventListener("securitypolicyviolation",
+  event => window.violations.push(event.violatedDirective + " " + event.blockedURI));
 """
 
 
@@ -78,7 +79,8 @@ class Driver:
             work()
             self.steps[name] = None
         except Exception as error:
-            where = [f"{frame.name}:{frame.lineno}" for frame in traceback.extract_tb(error.__traceback__) if "browser" in frame.filename]
+            frames = traceback.extract_tb(error.__traceback__)
+            where = [f"{frame.name}:{frame.lineno}" for frame in frames if "browser" in frame.filename]
             self.steps[name] = f"{'/'.join(where)}: {str(error)[:500]}\nshown: {self.text('main')[:1000]}"
             self.shot(f"failed-{name}")
             self.context.set_default_timeout(HURRY_MS)

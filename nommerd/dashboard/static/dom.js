@@ -101,7 +101,7 @@ export function ask(question, detail, yes) {
 /** A short notice in the corner, read out by screen readers. */
 export function toast(text, kind = "good") {
   const box = h("div", {class: `box ${kind}`}, h("p", {}, text));
-  document.getElementById("toasts").append(box);
+  document.getElementById("toasts").replaceChildren(box);
   setTimeout(() => box.remove(), kind === "bad" ? 9000 : 4000);
 }
 

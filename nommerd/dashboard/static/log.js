@@ -46,17 +46,17 @@ function attemptLog(attempt, last, open) {
     h("summary", {}, h("strong", {}, `Attempt ${attempt.number}`), ` on ${attempt.worker} · ${took}`, attempt.outcome ? ` · ${attempt.outcome}` : ""),
     h("div", {class: "inside"}, h("p", {class: "note"}, "Begun ", moment(attempt.begun), attempt.truncated ? ". The log was cut to its allowance." : "."),
       attempt.stages.map(stage => [h("h3", {}, stage.stage, h("span", {class: "note"}, ` ${stage.seconds === null ? "" : span(stage.seconds)}`)),
-        stage.commands.map(commandBox)]),
+        stage.commands.map(command => commandBox(command, attempt.ended))]),
       commands.length ? null : h("p", {class: "note"}, "No command was run.")));
   made.addEventListener("toggle", () => made.open ? open.delete(`-${key}`) : open.add(`-${key}`));
   return made;
 }
 
-function commandBox(command) {
+function commandBox(command, ended) {
   const text = quoted(command.argv);
   const failed = command.code !== 0 && command.code !== null;
   return h("div", {class: "command"}, h("div", {class: "row"}, h("span", {class: `badge ${failed ? "bad" : command.code === 0 ? "good" : "run"}`},
-    command.code === null ? "no exit code" : `exit ${command.code}`), h("span", {class: "note"}, command.seconds === null ? "" : span(command.seconds)), copier(text)),
+    command.code === null ? ended ? "no exit code" : "running" : `exit ${command.code}`), h("span", {class: "note"}, command.seconds === null ? "" : span(command.seconds)), copier(text)),
   h("pre", {tabindex: "0", "aria-label": "Command"}, text),
   command.stderr ? h("pre", {class: "stderr", tabindex: "0", "aria-label": "Standard error, its end"}, command.stderr) : null);
 }

@@ -63,7 +63,7 @@ function decodeSafely(text) {
 
 function frame() {
   fill(nav, PAGES.filter(one => one.nav && session.can(one.scope)).map(one => h("a", {href: one.nav}, one.title)));
-  fill(who, h("span", {class: "name", title: `Scopes: ${session.who.scopes.join(", ")}`},
+  fill(who, h("span", {class: "name big", title: `Scopes: ${session.who.scopes.join(", ")}`},
     [session.who.name, session.who.project].filter(Boolean).join(" · ")),
   h("button", {class: "small", type: "button", on: {click: () => signOut()}}, "Sign out"));
   nav.hidden = who.hidden = false;

@@ -6,9 +6,10 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
@@ -331,3 +332,26 @@ def test_an_object_in_the_archive_tier_is_told_by_its_answer_to_get(s3: Scene, t
     s3.put("a.mov", BODY)
     s3.proxy.fault("GetObject", before=answer(403, "InvalidObjectState"), times=OFTEN)
     assert refused(lambda: fetch(s3.storage(), s3.uri("a.mov"), tmp_path / "a")).code == "source.archived"
+
+
+def test_an_output_is_read_at_a_presigned_address_until_it_expires(s3: Scene) -> None:
+    s3.put("films/täter.mp4", BODY)
+    uri = s3.uri("films/täter.mp4")
+    address = s3.storage().link_output(uri, 300, "attachment; filename=\"x.mp4\"", "video/mp4")
+    asked = parse_qs(urlsplit(address).query)
+    assert asked["X-Amz-Algorithm"] == ["AWS4-HMAC-SHA256"] and asked["X-Amz-Expires"] == ["300"]
+    with urllib.request.urlopen(address, timeout=10) as got:
+        assert got.read() == BODY
+        assert got.headers["Content-Type"] == "video/mp4"
+        assert got.headers["Content-Disposition"] == 'attachment; filename="x.mp4"'
+
+
+def test_credentials_of_a_uri_sign_its_address_and_their_secret_is_not_in_it(s3: Scene) -> None:
+    address = s3.storage().link_output(s3.uri("out.mp4", "AKIDTHEIRS:their-secret"), 300, "inline", "video/mp4")
+    assert parse_qs(urlsplit(address).query)["X-Amz-Credential"][0].startswith("AKIDTHEIRS/")
+    assert "their-secret" not in address
+
+
+def test_no_address_is_made_outside_the_buckets_that_may_be_written(s3: Scene) -> None:
+    error = refused(lambda: s3.storage().link_output("s3://another-bucket/x.mp4", 300, "inline", "video/mp4"))
+    assert error.code == "dest.outside_buckets"
