@@ -22,6 +22,7 @@ from nommerd.api.probe_body import ProbeBody
 from nommerd.api.problems import busy, from_error, refuse
 from nommerd.api.recipes import public_inputs
 from nommerd.api.route import Answer, Call, Route
+from nommerd.api.workers import state_of
 from nommerd.errors import ConfigError, InfrastructureError, InputError, NommerdError, Problem
 from nommerd.job import Key, utcnow
 from nommerd.pipeline.context import Task
@@ -39,7 +40,6 @@ PROBE_SECONDS = 10.0
 PROBES_MAX = 2  # at a time
 QUEUE_SECONDS = 10.0  # for a turn
 ASSUMED_SECONDS = 60.0
-SILENT_SECONDS = 180.0  # a worker that has said nothing for so long may be gone
 HERE = Path("source")  # stands for a file that is not here
 
 
@@ -220,8 +220,8 @@ class Explaining:
 
 def worker_encoders(store: Store) -> frozenset[str] | None:
     """The encoders that every live worker has; None without a worker."""
-    live = [frozenset(worker.encoders) for worker in store.workers()
-            if worker.state == "ACTIVE" and (utcnow() - worker.reported).total_seconds() < SILENT_SECONDS]
+    now = utcnow()
+    live = [frozenset(worker.encoders) for worker in store.workers() if state_of(worker, now) == "ACTIVE"]
     return frozenset.intersection(*live) if live else None
 
 
