@@ -31,8 +31,8 @@ FENCE = re.compile(r"^```(\w*) ?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FAMILIES = ("input", "source", "dest", "recipe", "encoder", "node", "internal", "config", "request", "idempotency", "webhook",
             "explain")
 CODE = re.compile(rf"(?:{'|'.join(FAMILIES)})\.[a-z][a-z0-9_]*")
-# a run-time variable; the beginning of two codes, which the catalog completes; a file; the type of an event
-NO_CODES = {"source.stem", "recipe.unknown_", "source.mov", "webhook.test"}
+# a run-time variable; the beginning of two codes, which the catalog completes; the type of an event
+NO_CODES = {"source.stem", "recipe.unknown_", "webhook.test"}
 LOG_METHODS = {"debug", "info", "warning", "error", "exception"}  # their first argument names an event
 
 
