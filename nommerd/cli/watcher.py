@@ -17,6 +17,7 @@ from typing import Any
 from nommerd.cli.client import AWAY_SECONDS, FINAL, Busy, Client, Missing
 from nommerd.cli.options import printable
 from nommerd.cli.output import problem_lines
+from nommerd.cli.usual import USUAL
 from nommerd.cli.watchnames import destination, free, path_of
 from nommerd.cli.watchscan import Found, Scanner
 from nommerd.cli.watchstate import KNOWN, UNSENT, Entry, State
@@ -25,10 +26,6 @@ from nommerd.errors import InfrastructureError, InputError, ManyErrors, NommerdE
 CALL_SECONDS = 10.0  # a stop is seen after this long at the latest
 ASKED_AT_ONCE = 200  # jobs whose state is asked for in one round
 WAITED_MAX_SECONDS = 30.0  # between tries, while the feeder is away
-USUAL = {"format": {"format_name": "mov,mp4,m4a,3gp,3g2,mj2", "duration": "60"}, "streams": [
-    {"index": 0, "codec_type": "video", "codec_name": "h264", "width": 1920, "height": 1080, "pix_fmt": "yuv420p",
-     "avg_frame_rate": "25/1", "r_frame_rate": "25/1", "sample_aspect_ratio": "1:1", "duration": "60"},
-    {"index": 1, "codec_type": "audio", "codec_name": "aac", "sample_rate": "48000", "channels": 2, "duration": "60"}]}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,15 +158,22 @@ class Watcher:
     # --- submitting --------------------------------------------------------------------------------------------------
 
     def _learn_extension(self) -> None:
-        """How outputs are called, from the feeder; None where there are several, or it cannot tell."""
-        if not self._asked:
-            source = (self.plan.folder / "film.mov").as_uri()
-            with suppress(Missing):
-                recipe = {name: value for name, value in self.plan.recipe.items() if name in ("preset", "pipeline", "params")}
-                made = self._call("POST", "/v1/explain", {"source": source, "probe": USUAL} | recipe)
-                names = [output["name"] or "" for output in made["outputs"]]
-                self._extension = os.path.splitext(names[0])[1][1:] or None if len(names) == 1 else None  # noqa: PTH122
-            self._asked = True
+        """How outputs are called, from the feeder; None where there are several, or it cannot tell. Raises InputError for a
+        recipe or a folder that it would refuse."""
+        if self._asked:
+            return
+        body = {name: value for name, value in self.plan.recipe.items() if name in ("preset", "pipeline", "params")}
+        try:
+            body |= {"source": (self.plan.folder / "film.mov").as_uri(), "probe": USUAL}
+            made = self._call("POST", "/v1/explain", body)
+            names = [output["name"] or "" for output in made["outputs"]]
+            self._extension = os.path.splitext(names[0])[1][1:] or None if len(names) == 1 else None  # noqa: PTH122
+        except Missing:
+            pass  # a feeder of an older version
+        except InputError as error:
+            if not error.code.startswith("config."):  # that the feeder's own ffmpeg lacks something: workers may have it
+                raise
+        self._asked = True
 
     def _submit(self, found: Found) -> None:
         key = self._key(found)

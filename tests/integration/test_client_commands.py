@@ -170,8 +170,8 @@ def run(rig: Rig, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_jobs_are_cancelled_and_retried_by_label_and_followed_to_their_end(rig: Rig, home: Path) -> None:
     source = put(home / "a.mov")
-    status, _ = rig.call("POST", "/v1/pause", {})
-    assert status == 200
+    worker = next(daemon for daemon in rig.daemons if daemon.name == "w1")
+    worker.signal(signal.SIGSTOP)
     mine = [rig.submit(source, home / f"{n}.mp4", preset="web-480p", labels={"set": "one"}) for n in range(3)]
     other = rig.submit(source, home / "other.mp4", preset="web-480p", labels={"set": "two"})
     ended = run(rig, "jobs", "cancel", "--label", "set=one", "--since", "1h", "--yes", "--json")
@@ -180,7 +180,7 @@ def test_jobs_are_cancelled_and_retried_by_label_and_followed_to_their_end(rig: 
     assert run(rig, "jobs", "retry", "--label", "set=one", "--yes").stdout == "There are no such jobs.\n"
     ended = run(rig, "jobs", "retry", "--state", "cancelled", "--label", "set=one", "--yes")
     assert (ended.returncode, ended.stdout.splitlines()[-1]) == (0, "3 of 3 retried.")
-    assert rig.call("POST", "/v1/resume", {})[0] == 200
+    worker.signal(signal.SIGCONT)
     ended = run(rig, "jobs", "watch", *mine, other)
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr.count("FINISHED") == 4

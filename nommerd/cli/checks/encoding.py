@@ -10,22 +10,14 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from nommerd.cli.checks.finding import FAULT, OK, WARNING, Finding, Patient, failed
+from nommerd.cli.usual import USUAL
 from nommerd.errors import ConfigError, NommerdError
 
 ENCODE_SECONDS = 60.0
 PRESETS = ("web-480p", "audio-aac", "remux-mp4")  # shipped ones, the first that can run here
 MAJOR_LEAST = 5
-USUAL: dict[str, Any] = {  # a source as ffprobe tells of it
-    "format": {"format_name": "mov,mp4,m4a,3gp,3g2,mj2", "duration": "60", "tags": {"major_brand": "isom"}},
-    "streams": [
-        {"index": 0, "codec_type": "video", "codec_name": "h264", "width": 1920, "height": 1080, "pix_fmt": "yuv420p",
-         "avg_frame_rate": "25/1", "r_frame_rate": "25/1", "sample_aspect_ratio": "1:1", "duration": "60",
-         "color_range": "tv", "color_space": "bt709", "color_transfer": "bt709", "color_primaries": "bt709"},
-        {"index": 1, "codec_type": "audio", "codec_name": "aac", "sample_rate": "48000", "channels": 2,
-         "channel_layout": "stereo", "duration": "60"}]}
 
 
 def programs(patient: Patient) -> Iterator[Finding]:

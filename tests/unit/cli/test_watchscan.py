@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from nommerd.cli.client import Client
+from nommerd.cli.watcher import Plan, Tell, Watcher
 from nommerd.cli.watchnames import destination
 from nommerd.cli.watchscan import Scanner
 from nommerd.cli.watchstate import Entry, State, opened
 from nommerd.errors import ConfigError, InfrastructureError
-from tests.unit.cli.scripted import here
+from nommerd.secrets import Secret
+from tests.unit.cli.scripted import TOKEN, Feeder, here, job
 
 
 class Clock:
@@ -145,3 +148,81 @@ def test_what_cannot_be_meant_is_refused(arguments: list[str], tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     assert here(None, "watch", *arguments, NOMMERD_TOKEN="x", XDG_STATE_HOME=str(tmp_path / "state")).returncode == 2
     assert not (tmp_path / "state").exists()
+
+
+# --- the watcher against a scripted feeder -------------------------------------------------------------------------------
+
+
+def watcher(feeder: Feeder, state: State, folder: Path, **recipe: object) -> Watcher:
+    plan = Plan(folder=folder, out="file:///o/", recipe={"preset": "p", **recipe}, interval_seconds=0.001, once=True)
+    return Watcher(plan=plan, client=Client(feeder.url, Secret(TOKEN)), state=state, tell=Tell(as_json=True),
+                   scanner=Scanner(folder, settle_seconds=0))
+
+
+EXPLAINED = (200, {"outputs": [{"name": "film.mp4"}]})
+OUTAGE = (503, {"code": "node.store_unavailable", "detail": "Busy.", "errors": []})
+
+
+def test_a_submission_whose_answer_was_lost_is_sent_again_word_for_word(feeder: Feeder, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.mov").write_bytes(b"1")
+    feeder.script = [EXPLAINED, OUTAGE]
+    with opened(tmp_path, folder) as state:
+        first = watcher(feeder, state, folder, labels={"a": "1"})
+        first._round()
+    feeder.script = [EXPLAINED, (200, job()), (200, job(state="FINISHED"))]
+    with opened(tmp_path, folder) as state:
+        assert watcher(feeder, state, folder, labels={"a": "2"}).run() == 0
+    (lost, again) = [(body, headers["idempotency-key"]) for method, path, body, headers in feeder.asked if path == "/v1/jobs"]
+    assert lost == again
+    assert lost[0] == {"preset": "p", "labels": {"a": "1"}, "source": (folder / "a.mov").as_uri(), "dest": "file:///o/a.mp4"}
+
+
+def test_a_refused_file_is_asked_for_once_and_by_the_next_watch_again(feeder: Feeder, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.mov").write_bytes(b"1")
+    refusal = (422, {"errors": [{"place": "body.dest", "code": "dest.exists", "message": "There.", "hint": ""}]})
+    for _ in range(2):
+        feeder.script = [EXPLAINED, refusal]
+        with opened(tmp_path, folder) as state:
+            asked = watcher(feeder, state, folder)
+            asked._round()
+            asked._round()
+            assert (asked._done(), asked.failed) == (True, 1)
+    feeder.script = [EXPLAINED, (201, job()), (200, job(state="FINISHED"))]
+    with opened(tmp_path, folder) as state:
+        assert watcher(feeder, state, folder).run() == 0
+
+
+def test_a_new_version_waits_for_the_job_of_the_old_one(feeder: Feeder, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    file = folder / "a.mov"
+    file.write_bytes(b"1")
+    feeder.script = [EXPLAINED, (201, job(id="old")), (200, job(id="old", state="ENCODING")),
+                     (200, job(id="old", state="ENCODING")), (200, job(id="old", state="FINISHED")), (201, job(id="new")),
+                     (200, job(id="new", state="FINISHED"))]
+    with opened(tmp_path, folder) as state:
+        made = watcher(feeder, state, folder)
+        made._round()
+        file.write_bytes(b"12")
+        for _ in range(3):
+            made._round()
+        assert made._done()
+    assert [(method, path) for method, path, *_ in feeder.asked[1:]] == [
+        ("POST", "/v1/jobs"), ("GET", "/v1/jobs/old"), ("GET", "/v1/jobs/old"), ("GET", "/v1/jobs/old"), ("POST", "/v1/jobs"),
+        ("GET", "/v1/jobs/new")]
+    assert feeder.asked[5][2]["overwrite"] is True, "its own output may be replaced"
+
+
+def test_where_the_feeder_cannot_tell_a_name_outputs_get_a_folder_each(feeder: Feeder, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.mov").write_bytes(b"1")
+    several = {"outputs": [{"name": "x-1.mp4"}, {"name": "x-2.mp4"}]}
+    feeder.script = [(200, several), (201, job()), (200, job(state="FINISHED"))]
+    with opened(tmp_path, folder) as state:
+        watcher(feeder, state, folder)._round()
+    assert feeder.asked[1][2]["dest"] == "file:///o/a/"
