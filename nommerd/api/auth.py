@@ -34,6 +34,11 @@ ADDRESSES_KEPT = 1024
 CHALLENGE = 'Bearer realm="nommerd"'
 
 
+def needs_token(path: str) -> bool:
+    """Whether what is there, or would be, is told only to those who have a token."""
+    return not (path in OPEN_PATHS or path.startswith(OPEN_FOLDER))
+
+
 class Hosts:
     """The names this server goes by. An entry with a port stands for that port alone, one without for any."""
 
@@ -93,7 +98,7 @@ class Gate:
         ones. StoreUnavailable where only the store knows, and is out of reach: the operator's own tokens still work then."""
         self._check_origin(environ)
         path = environ["PATH_INFO"]
-        if path in OPEN_PATHS or path.startswith(OPEN_FOLDER):
+        if not needs_token(path):
             return access.NOBODY
         if path in ORIGINAL_PATHS and environ.get("REMOTE_ADDR", "") in self._original and not _passed_on(environ):
             return self._of_original

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from nommerd import __version__
 from nommerd.api.answers import Problem
+from nommerd.api.auth import needs_token
 from nommerd.api.problems import PROBLEM
 from nommerd.api.route import Answer, Call, Route
 
@@ -80,8 +81,9 @@ def _operation(route: Route, models: Models) -> dict[str, Any]:
         "operationId": _operation_id(route), "summary": route.summary, "tags": [_tag(route.path)],
         "parameters": [*_path_parameters(route.path), *_query_parameters(route.query), *_header_parameters(route.headers)],
         "responses": _responses(route, models)}
-    if route.scope is not None:
+    if needs_token(route.path):
         operation["security"] = [{BEARER: []}]
+    if route.scope is not None:
         operation["description"] = f"Needs the scope `{route.scope}`" + (
             " and a token of the project `default`." if route.installation else ".")
     if route.request is not None:

@@ -21,7 +21,7 @@ import pytest
 
 from nommerd import lifecycle
 from nommerd.api.access import Scope
-from nommerd.api.auth import OPEN_FOLDER, OPEN_PATHS
+from nommerd.api.auth import OPEN_PATHS, needs_token
 from nommerd.api.route import Route
 from nommerd.config import load
 from nommerd.feeder import _assemble
@@ -166,11 +166,6 @@ def routes(tmp_path_factory: pytest.TempPathFactory) -> list[Route]:
         return list(_assemble(load(root / "nommerd.yaml", {}), stack).routes)
 
 
-def open_to_all(route: Route) -> bool:
-    """Whether it needs no token."""
-    return route.path in OPEN_PATHS or route.path.startswith(OPEN_FOLDER)
-
-
 def paths(route: Route, owner: Project) -> list[str]:
     """The route's path in each way that names something of the owner's."""
     found = [route.path]
@@ -274,7 +269,7 @@ def test_each_scope_opens_its_own_calls_and_no_others(house: House, routes: list
         [path] = paths(route, nothing)
         body = None if route.method in ("GET", "DELETE") else {}
         refused = house.call(None, route.method, path, body)
-        assert open_to_all(route) == (refused.status != 401), (route.method, path, refused)
+        assert needs_token(route.path) == (refused.status == 401), (route.method, path, refused)
         for (project, scope), token in tokens.items():
             answer = house.call(token, route.method, path, body)
             may = route.scope is None or scope in (route.scope, Scope.ADMIN)
