@@ -39,6 +39,7 @@ Name = Annotated[
 ]
 LATER = frozenset({"package", "thumbnails", "sprite"})  # stages whose names are kept
 STAGES_MAX = 64
+TURNS_MAX = 8  # of samples: what none of so many cures is only told where no value could
 
 
 class _Document(BaseModel):
@@ -170,7 +171,7 @@ def try_samples(pipeline: Pipeline, given: Mapping[str, Value], registry: Regist
     unset = {name: samples(spec) for name, spec in pipeline.params.items() if name not in known and spec.required}
     unset = {name: tries for name, tries in unset.items() if tries}
     first: list[Finding] = []
-    for turn in range(max(map(len, unset.values()), default=1)):
+    for turn in range(min(TURNS_MAX, max(map(len, unset.values()), default=1))):
         values = {**known, **{name: tries[turn % len(tries)] for name, tries in unset.items()}}
         found = find_faults(pipeline, values, registry, faults)
         if not found:
