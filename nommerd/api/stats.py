@@ -29,6 +29,7 @@ STATS_SECONDS, DEAR_STATS_SECONDS = 2.0, 60.0
 FAILURE_SECONDS = 1.0  # for so long a store out of reach is not asked again
 PAST_SECONDS = 300.0  # between looks at the hours that are over: a retry takes a job out of them
 ENDINGS_MAX = 20_000  # of a day, and of an hour: the newest; older ones are not counted
+ENDINGS_A_SECOND = 500  # are read on average: where an hour has thousands, it is read less often
 WEBHOOKS_MAX = 1_000  # jobs with events due that are counted
 WEBHOOKS_SECONDS = 10.0
 PAGE = 100
@@ -149,6 +150,7 @@ class _Project:
     ended: _Shared = field(default_factory=_Shared)
     past: _Shared = field(default_factory=_Shared)
     hour: datetime | None = None
+    endings: int = 0  # in the present hour, when it was last read
 
 
 class Stats:
@@ -175,7 +177,8 @@ class Stats:
     def ended(self, project: str) -> Ended:
         """How its jobs ended in the last day."""
         kept = self._of(project)
-        return kept.ended.get(lambda: self._ended(project, kept, self._now()), self._seconds, self._clock)
+        seconds = max(self._seconds, kept.endings / ENDINGS_A_SECOND)
+        return kept.ended.get(lambda: self._ended(project, kept, self._now()), seconds, self._clock)
 
     def installation(self) -> Installation:
         """Those of all projects."""
@@ -201,7 +204,10 @@ class Stats:
             endings = self._store.endings(project, now - HOURS * _HOUR, ENDINGS_MAX)
             return Ended.of(one for one in endings if one.at < hour)
 
-        return kept.past.get(past, PAST_SECONDS, self._clock) + Ended.of(self._store.endings(project, hour, ENDINGS_MAX))
+        older = kept.past.get(past, PAST_SECONDS, self._clock)
+        present = self._store.endings(project, hour, ENDINGS_MAX)
+        kept.endings = len(present)
+        return older + Ended.of(present)
 
     def webhooks(self) -> Mapping[str, WebhooksDue]:
         """By project; none is left out but those without any."""
