@@ -22,7 +22,8 @@ def filter_options(function: F) -> F:
             click.option("--preset", help="Only with this preset.", shell_complete=complete_presets),
             click.option("--label", "labels", multiple=True, metavar="K=V", help="Only with this label. May repeat."),
             click.option("--state", "states", multiple=True, type=click.Choice(STATES, case_sensitive=False),
-                         metavar="STATE", shell_complete=_complete_states, help="Only in this state. May repeat.")):
+                         metavar="STATE", shell_complete=_complete_states,
+                         help="Only in this state: PENDING, ENCODING, ERROR … May repeat.")):
         function = option(function)
     return function
 

@@ -61,7 +61,11 @@ def _wait(client: Client, job: dict[str, Any], as_json: bool) -> int:
 
     line = ProgressLine()
     line.say(f"job {job['id']}")
-    job, _ = follow(client, job, line)
+    try:
+        job, _ = follow(client, job, line)
+    except KeyboardInterrupt:
+        line.say(f"The job goes on: nommerd jobs watch {job['id']}")
+        raise
     if as_json:
         print_json(job)
     elif job["state"] == "FINISHED":

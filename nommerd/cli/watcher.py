@@ -78,7 +78,7 @@ class Watcher:
     _extension: str | None = None
     _asked: bool = False  # the feeder, for the extension
     _refused: dict[str, str] = field(default_factory=dict)  # path -> key
-    _dealt: set[str] = field(default_factory=set)  # paths that were submitted, refused, or known
+    _dealt: dict[str, Found] = field(default_factory=dict)  # what was submitted, refused, or known, by path
     _turn: int = 0
     _away_since: float | None = None
     _told: set[str] = field(default_factory=set)  # what need not be said again
@@ -125,7 +125,7 @@ class Watcher:
 
     def _done(self) -> bool:
         """Whether all that the first look found was dealt with, and no job is open."""
-        return (self._first is not None and not (self._first & self.scanner.present) - self._dealt
+        return (self._first is not None and not (self._first & self.scanner.present) - self._dealt.keys()
                 and not any(entry.open for entry in self.state.entries.values()))
 
     # --- looking -----------------------------------------------------------------------------------------------------
@@ -176,6 +176,8 @@ class Watcher:
         self._asked = True
 
     def _submit(self, found: Found) -> None:
+        if self._dealt.get(found.path) == found:
+            return
         key = self._key(found)
         entry, before = self.state.entries.get(key), self.state.latest.get(found.path)
         if self._refused.get(found.path) != key and (entry is None or entry.state == UNSENT):
@@ -186,7 +188,7 @@ class Watcher:
             entry = self._planned(key, found)
         if entry is not None and entry.open and entry.job is None:
             self._send(entry, found)
-        self._dealt.add(found.path)
+        self._dealt[found.path] = found
 
     def _send(self, entry: Entry, found: Found) -> None:
         try:

@@ -114,6 +114,7 @@ def test_a_second_watch_on_the_folder_is_refused(rig: Rig, home: Path) -> None:
         assert (second.returncode, json.loads(second.stdout)["errors"][0]["code"]) == (2, "config.in_use")
 
 
+@pytest.mark.slow
 def test_once_with_markers_takes_what_is_marked_and_moves_it_away(rig: Rig, home: Path) -> None:
     put(home / "in" / "sub" / "a.mov")
     put(home / "in" / "b.mov")
@@ -141,6 +142,7 @@ def test_once_ends_with_1_when_a_job_fails_or_a_file_is_refused(rig: Rig, home: 
         assert json.loads(watch.log.read_text().splitlines()[-1])["errors"][0]["code"] == "recipe.unknown_preset"
 
 
+@pytest.mark.slow
 def test_while_the_feeder_is_away_nothing_is_lost(rig: Rig, home: Path) -> None:
     assert rig.token and rig.feeder is not None
     rig.feeder.stop()

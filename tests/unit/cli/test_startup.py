@@ -34,7 +34,8 @@ def loaded(*arguments: str) -> list[str]:
 @pytest.mark.parametrize("arguments", [
     ["--help"], ["--version"], ["jobs", "--help"], ["submit", "--help"], ["jobs", "ls"], ["jobs", "show", "x", "--json"],
     ["jobs", "cancel", "x"], ["jobs", "retry", "x"], ["submit", "a.mov", "b.mp4", "-p", "web-720p", "--wait"], ["nonsense"],
-    ["presets", "push", "--help"], ["presets", "rm", "x"], ["feeder", "--help"], ["up", "--help"], ["demo", "--help"]],
+    ["presets", "push", "--help"], ["presets", "rm", "x"], ["feeder", "--help"], ["up", "--help"], ["demo", "--help"],
+    ["encode", "--help"], ["watch", "--help"], ["doctor", "--help"], ["completion", "bash"], ["jobs", "watch", "x"]],
                          ids=" ".join)
 def test_client_commands_and_help_import_nothing_heavy(arguments: list[str]) -> None:
     assert loaded(*arguments) == []
