@@ -73,7 +73,7 @@ def _schemas(routes: Iterable[Route]) -> tuple[Models, dict[str, Any]]:
     models += [(model, "validation") for model in asked - answers]
     models.sort(key=lambda one: (one[0].__module__, one[0].__name__))
     references, defined = models_json_schema(models, ref_template=REFERENCE)
-    return {model: reference for (model, _), reference in references.items()}, defined["$defs"]
+    return {model: references[model, mode] for model, mode in models}, defined["$defs"]
 
 
 def _operation(route: Route, models: Models) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from nommerd.aws import names
 from nommerd.bus.sqs_queues import change_queue, dead_queue, job_queues
 from nommerd.errors import ConfigError
+from nommerd.store.dynamodb_items import document_key
 from nommerd.store.dynamodb_table import CREATED
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ UNSCOPED = frozenset({  # actions that AWS knows no resource for: only these sta
 Document = dict[str, Any]
 QUEUE_USE = ("sqs:ChangeMessageVisibility", "sqs:DeleteMessage", "sqs:GetQueueAttributes", "sqs:GetQueueUrl",
              "sqs:ReceiveMessage", "sqs:SendMessage")
+FEEDERS_KINDS = ("token", "webhook-secret", "preset", "pipeline")  # of documents, that workers have nothing to do with
 ITEM_USE = ("dynamodb:BatchGetItem", "dynamodb:BatchWriteItem", "dynamodb:DeleteItem", "dynamodb:GetItem", "dynamodb:PutItem",
             "dynamodb:Query")
 DOMAIN_USE = ("sdb:BatchDeleteAttributes", "sdb:DeleteAttributes", "sdb:GetAttributes", "sdb:PutAttributes", "sdb:Select")
@@ -98,8 +100,8 @@ def node_policy(settings: Settings, place: Place) -> Document:
     """Encoder nodes: take and give back jobs, write their records, read sources, write outputs, end themselves."""
     cluster = {"StringEquals": {f"aws:ResourceTag/{names.CLUSTER_TAG}": settings.cluster}}
     return _checked("node", [
-        *_shared(settings, place), *_config(settings, place, "ReadConfiguration", ("s3:GetObject", "s3:GetObjectVersion")),
-        *_sources(settings, place), *_outputs(settings, place),
+        *_shared(settings, place), *_not_theirs(settings, place),
+        *_config(settings, place, "ReadConfiguration", ("s3:GetObject", "s3:GetObjectVersion")), *_sources(settings, place), *_outputs(settings, place),
         statement("EndNodesOfThisCluster", ["ec2:TerminateInstances"], [place.arn("ec2", "instance/*")], cluster)])
 
 
@@ -125,6 +127,16 @@ def _shared(settings: Settings, place: Place) -> list[Document]:
     if store.scheme == "simpledb":
         found.append(statement("UseItems", DOMAIN_USE, [place.arn("sdb", f"domain/{store.netloc}")]))
     return found
+
+
+def _not_theirs(settings: Settings, place: Place) -> list[Document]:
+    """What nodes need not see in the table, and could give themselves rights with."""
+    store = urlsplit(settings.store)
+    if store.scheme != "dynamodb":
+        return []
+    keys = [f"{document_key(kind, '', '')['pk']['S']}*" for kind in FEEDERS_KINDS]
+    return [{**statement("NoTokensNorSecrets", ITEM_USE, [place.arn("dynamodb", f"table/{store.netloc}")]), "Effect": "Deny",
+             "Condition": {"ForAnyValue:StringLike": {"dynamodb:LeadingKeys": keys}}}]
 
 
 def _sweeping(settings: Settings, place: Place) -> list[Document]:

@@ -22,7 +22,8 @@ def test_the_walk_with_curl_and_jq_goes_to_its_end(tmp_path: Path) -> None:
         source = rig.media / "holiday.mov"
         source.write_bytes(clip(seconds=1, size="320x180", container="mov").read_bytes())
         env = {**os.environ, "TOKEN": rig.token, "NOMMERD_URL": f"http://127.0.0.1:{rig.port}"}
-        done = subprocess.run(["bash", str(WALK), str(source)], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=150)
+        done = subprocess.run(["bash", str(WALK), str(source)], env=env, cwd=tmp_path, capture_output=True, text=True,
+                              timeout=150)
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{rig.tail('w1')}"
         folder = next(rig.media.glob("walk-*"))
         assert {path.name for path in folder.iterdir()} >= {"first.mp4", "small.mp4", "again.mp4"}

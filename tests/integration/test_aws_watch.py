@@ -525,7 +525,7 @@ def denied(policy: dict[str, Any], calls: list[Call]) -> set[tuple[str, str]]:
         for resource in resources(call):
             if call.action not in FREE and not any(
                     action in one["Action"] and any(fnmatchcase(resource, pattern) for pattern in one["Resource"])
-                    for one in policy["Statement"]):
+                    for one in policy["Statement"] if one["Effect"] == "Allow"):
                 found.add((action, resource))
     return found
 

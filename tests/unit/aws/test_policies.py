@@ -15,6 +15,7 @@ from nommerd.aws import policies
 from nommerd.aws.policies import Place
 from nommerd.config import Aws, Fleet, Settings, StorageSettings
 from nommerd.errors import ConfigError
+from nommerd.store.dynamodb_items import document_key
 
 HOUSE = Path(nommerd.__file__).parent
 PLACE = Place("aws", "eu-central-1", "123456789012")
@@ -44,7 +45,7 @@ def named(statements: list[dict[str, Any]], sid: str) -> dict[str, Any]:
 @pytest.mark.parametrize("who", ["node", "feeder"])
 def test_only_actions_that_aws_knows_no_resource_for_stand_on_everything(who: str) -> None:
     for one in both()[who]:
-        assert one["Effect"] == "Allow"
+        assert one["Effect"] == "Allow" or one["Sid"] == "NoTokensNorSecrets"
         assert not any("*" in action for action in one["Action"]), one
         if "*" in one["Resource"]:
             assert set(one["Action"]) <= policies.UNSCOPED, one
@@ -62,6 +63,20 @@ def test_sids_are_unique_and_of_letters_and_digits(who: str) -> None:
 def test_a_node_reads_the_configuration_and_cannot_write_it() -> None:
     on_config = [one for one in both()["node"] if any("demo-config" in arn for arn in one["Resource"])]
     assert actions(on_config) == {"s3:GetObject", "s3:GetObjectVersion"}
+
+
+def test_a_node_can_give_itself_no_token_and_read_no_webhook_secret() -> None:
+    denied = named(both()["node"], "NoTokensNorSecrets")
+    assert denied["Effect"] == "Deny"
+    assert set(denied["Action"]) == set(policies.ITEM_USE)
+    patterns = denied["Condition"]["ForAnyValue:StringLike"]["dynamodb:LeadingKeys"]
+
+    def refused(kind: str, scope: str) -> bool:
+        key = document_key(kind, scope, "any")["pk"]["S"]
+        return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+    assert refused("token", "") and refused("webhook-secret", "default") and refused("preset", "films")
+    assert not refused("log", "films/1234") and not refused("control", "")
 
 
 def test_nobody_may_make_or_delete_what_setup_makes() -> None:
