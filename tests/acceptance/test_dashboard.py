@@ -30,8 +30,7 @@ params:
 stages:
   - fetch
   - ffmpeg:
-      input_options: [[re, null]]
-      options: [[c:v, libx264], [preset, ultrafast], [vf, "scale=$width:-2"], [c:a, aac]]
+      options: [[c:v, libx264], [preset, ultrafast], [vf, "realtime,scale=$width:-2"], [c:a, aac]]
   - faststart
   - upload
   - notify

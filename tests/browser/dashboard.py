@@ -53,8 +53,8 @@ def submit_and_watch(d: Driver) -> None:
     d.page.get_by_role("button", name="Submit", exact=True).click()
     expect(d.page.locator(".head .badge")).to_have_text("encoding")
     d.facts["live"] = d.page.url.rpartition("/")[2]
-    between = "const done = document.querySelector('progress').value; return done > after && done < 0.95 && done;"
-    some = d.wait("after => {" + between + "}", 0.02)
+    between = "const done = document.querySelector('progress').value; return done > after && done < 0.84 && done;"
+    some = d.wait("after => {" + between + "}", 0.1)  # fetched, and no stage behind the encode begun
     d.wait("after => {" + between + "}", some)
     d.shot("running")
     expect(d.page.locator(".head .badge")).to_have_text("finished")

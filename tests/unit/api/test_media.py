@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import urllib.request
+from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,8 @@ import pytest
 
 from nommerd.api import tickets
 from nommerd.job import JobState, Key, Output, utcnow
+from nommerd.storage.base import StorageRegistry, UploadOptions
+from tests.s3_scene import Scene, publish, s3_scene
 from tests.unit.api.calls import Answer, Api
 
 BODY = bytes(range(256)) * 4096  # 1 MiB: several pieces
@@ -145,6 +149,41 @@ def test_an_output_elsewhere_is_told_and_not_fetched(api: Api) -> None:
     answer = fetch(api, finished(api, uri="https://cdn.example/out.mp4"))
     assert (answer.status, answer.codes) == (409, ["dest.elsewhere"])
     assert "https://cdn.example/out.mp4" in answer.json["detail"]
+
+
+# --- in a bucket --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Scene]:
+    with s3_scene() as scene:
+        yield scene.anew()
+
+
+def stored(api: Api, bucket: Scene, path: Path, key: str) -> str:
+    """A job whose output was published there."""
+    path.write_bytes(BODY)
+    storage = bucket.storage()
+    api.jobs.storage = StorageRegistry({"s3": storage, "file": api.jobs.storage.for_uri("file:///x")})
+    publish(storage, bucket.uri(key), path, UploadOptions(sha256=sha256(BODY).hexdigest()))
+    return finished(api, uri=bucket.uri(key))
+
+
+def test_an_output_in_a_bucket_is_got_from_there(api: Api, bucket: Scene, tmp_path: Path) -> None:
+    job_id = stored(api, bucket, tmp_path / "made", "a/out.mp4")
+    by_token = fetch(api, job_id)
+    by_ticket = api.call("GET", "/v1/media", token=None, query=linked(api, job_id))
+    for answer in (by_token, by_ticket):
+        assert (answer.status, answer.body) == (307, b"")
+        with urllib.request.urlopen(answer.headers["location"], timeout=10) as got:
+            assert got.read() == BODY
+            assert got.headers["Content-Disposition"].startswith("inline; filename=\"out.mp4\"")
+
+
+def test_no_address_is_given_for_what_replaced_an_output_in_a_bucket(api: Api, bucket: Scene, tmp_path: Path) -> None:
+    job_id = stored(api, bucket, tmp_path / "made", "b/out.mp4")
+    bucket.put("b/out.mp4", BODY[::-1])
+    assert (fetch(api, job_id).status, fetch(api, job_id).codes) == (409, ["dest.changed"])
 
 
 # --- tickets -----------------------------------------------------------------------------------------------------
