@@ -70,7 +70,7 @@ def test_no_call_is_left_out(document: dict[str, Any]) -> None:
     told = {name for name, _ in operations(document)}
     for name in told:
         method, path = name.split(" ")
-        plain = path.replace("{id}", "ID").replace("{name}", "NAME").replace("{number}", "N")
+        plain = path.replace("{id}", "ID").replace("{name}", "NAME").replace("{n}", "N")
         if path.startswith("/v1/"):
             assert f"{method} {plain}" in page or f"{plain}`" in page, f"docs/api.md does not tell of {name}"
 
