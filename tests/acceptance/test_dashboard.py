@@ -147,3 +147,4 @@ def test_the_page_stays_quick_while_a_thousand_jobs_come_in_and_wait(tmp_path: P
         assert sorted(facts["filled_ms"])[-2] < 1000
         assert max(facts["long_ms"], default=0) < 300
         assert facts["nodes"] < 3000
+        assert facts["asked_while_hidden"] == 0

@@ -26,6 +26,27 @@ FILLED = """([href, wanted]) => new Promise(resolve => {
 })"""
 
 
+HIDE = """hidden => {
+  Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+
+
+def hidden(d: Driver) -> int:
+    """How often the page asks while nobody looks at it, in longer than all its rhythms; it goes on when somebody does."""
+    d.go("/")
+    expect(d.page.locator(".tile").first).to_be_visible()
+    d.page.evaluate(HIDE, True)
+    d.page.wait_for_timeout(1000)  # what was under way
+    asked: list[str] = []
+    d.page.on("request", lambda request: asked.append(request.url))
+    d.page.wait_for_timeout(11000)
+    count = len(asked)
+    with d.page.expect_request("**/v1/stats"):
+        d.page.evaluate(HIDE, False)
+    return count
+
+
 def walk(d: Driver, settings: dict[str, Any]) -> None:
     """Sign in, go to and fro while they are submitted, and turn the pages of the list."""
     d.page.goto(d.url)
@@ -50,6 +71,7 @@ def walk(d: Driver, settings: dict[str, Any]) -> None:
         seen |= more
     d.page.get_by_role("button", name="Newer").click()
     d.see("101 to 150")
+    d.facts["asked_while_hidden"] = hidden(d)
     d.facts["long_ms"] = d.page.evaluate("window.long")
     d.facts["nodes"] = d.page.evaluate("document.querySelectorAll('*').length")
     d.shot("crowd")

@@ -187,15 +187,16 @@ function webhooksPanel(signal) {
   const holder = h("div");
   poll(async () => {
     const told = await get("/v1/webhooks", signal);
-    redraw(holder, JSON.stringify(told.failing), () => told.failing.length ? failingTable(told.failing) : h("p", {class: "none"}, "No delivery is failing."));
+    const behind = [...told.failing, ...told.disabled.map(one => ({...one, disabled: true}))];
+    redraw(holder, JSON.stringify(behind), () => behind.length ? failingTable(behind) : h("p", {class: "none"}, "No delivery is failing."));
   }, WEBHOOKS_MS, signal);
-  return panel("Failing webhooks", {}, holder);
+  return panel("Webhooks that fail", {}, holder);
 }
 
 function failingTable(failing) {
   return table("Webhooks that fail", ["Job", "Receiver", ["Tries", "num"], "Next", ["Status", "big"], "Why"], h("tbody", {}, failing.map(one =>
     h("tr", {}, h("th", {scope: "row"}, h("a", {class: "mono", href: `#/jobs/${part(one.job)}`}, one.job.slice(0, 8))), h("td", {}, one.host),
-      h("td", {class: "num"}, count(one.tries)), h("td", {class: "fit"}, one.next_at ? whenNext(one.next_at) : "–"),
+      h("td", {class: "num"}, count(one.tries)), h("td", {class: "fit"}, one.disabled ? h("span", {class: "badge bad"}, "given up") : one.next_at ? whenNext(one.next_at) : "–"),
       h("td", {class: "big"}, one.status ?? "–"), h("td", {class: "say"}, one.why || "–")))));
 }
 
