@@ -15,7 +15,8 @@ JSON, YAML, TEXT = "application/json", "application/yaml", "text/yaml"
     ("application/json;q=0.4, application/yaml;q=0.5", YAML), ("application/json, application/yaml", JSON),
     ("*/*, application/json;q=0", YAML), ("application/yaml;q=0, */*;q=0.1", JSON),
     ("application/yaml;q=2, text/yaml;q=0.1", TEXT),
-    ("application/yaml;q=1.000", YAML), ("application/*;q=0.2, text/yaml;q=0.3", TEXT), (",;q=,;;", JSON), ("x" * 100_000, JSON),
+    ("application/yaml;q=1.000", YAML), ("application/*;q=0.2, text/yaml;q=0.3", TEXT), (",;q=,;;", JSON),
+    ("x" * 100_000, JSON),
 ])
 def test_the_client_gets_what_it_likes_best_and_json_when_it_does_not_say(accept: str | None, chosen: str) -> None:
     assert preferred(accept, (JSON, YAML, TEXT)) == chosen
