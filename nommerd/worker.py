@@ -193,8 +193,12 @@ class Worker:
                 self._beat(self._state)
 
     def _heartbeat_loop(self) -> None:
-        while not self._stopping.wait(self._heartbeat_seconds):
-            self._beat(self._state)
+        """As often as told, and soon after jobs came or went: who looks at workers sees them as they are."""
+        told, due = self.active, time.monotonic() + self._heartbeat_seconds
+        while not self._stopping.wait(min(self._orders.look_seconds, self._heartbeat_seconds)):
+            if self.active != told or time.monotonic() >= due:
+                told, due = self.active, time.monotonic() + self._heartbeat_seconds
+                self._beat(self._state)
 
     def _clean_loop(self) -> None:
         """Remove the workspaces that dead neighbours left, and those of this worker's earlier life."""
