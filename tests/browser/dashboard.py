@@ -53,9 +53,8 @@ def submit_and_watch(d: Driver) -> None:
     d.page.get_by_role("button", name="Submit", exact=True).click()
     expect(d.page.locator(".head .badge")).to_have_text("encoding")
     d.facts["live"] = d.page.url.rpartition("/")[2]
-    between = "const done = document.querySelector('progress').value; return done > after && done < 0.84 && done;"
-    some = d.wait("after => {" + between + "}", 0.1)  # fetched, and no stage behind the encode begun
-    d.wait("after => {" + between + "}", some)
+    d.wait("""() => { const done = document.querySelector('progress').value;  // fetched, and no stage behind the encode begun
+                      return done > 0.1 && done < 0.84; }""")
     d.shot("running")
     expect(d.page.locator(".head .badge")).to_have_text("finished")
     assert d.text(".bar span") == "100 %"
