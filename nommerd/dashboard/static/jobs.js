@@ -27,6 +27,7 @@ export function jobList(main, {query: asked, signal}) {
   let cursor = null;
   let next = null;
   let asks = new AbortController();
+  let timer = 0;
 
   const body = h("tbody");
   const rows = new Keyed(body, job => job.id, jobRow);
@@ -68,18 +69,21 @@ export function jobList(main, {query: asked, signal}) {
   }
 
   function filter() {
+    clearTimeout(timer);
     before.length = 0;
     cursor = null;
     history.replaceState(null, "", `#/jobs${query(fields())}`);
     again();
   }
 
-  let timer = 0;
   const typed = () => {
     clearTimeout(timer);
     timer = setTimeout(filter, TYPING_MS);
   };
-  for (const input of [preset, label, code]) input.addEventListener("input", typed);
+  for (const input of [preset, label, code]) {
+    input.addEventListener("input", typed);
+    input.addEventListener("keydown", event => event.key === "Enter" && filter());  // a form without a button submits nothing
+  }
   for (const input of [state, since]) input.addEventListener("change", filter);
   signal.addEventListener("abort", () => {
     clearTimeout(timer);
@@ -89,10 +93,7 @@ export function jobList(main, {query: asked, signal}) {
   back.disabled = on.disabled = true;
   fill(main, h("div", {class: "head"}, h("h1", {}, "Jobs")), said,
     h("section", {class: "panel", "aria-label": "Jobs"},
-      h("form", {class: "filters", "aria-label": "Filters", on: {submit: event => {
-        event.preventDefault();
-        filter();
-      }}}, [["State", state], ["Preset", preset], ["Label", label], ["Error code", code], ["Created", since]].map(([name, input]) =>
+      h("form", {class: "filters", "aria-label": "Filters", on: {submit: event => event.preventDefault()}}, [["State", state], ["Preset", preset], ["Label", label], ["Error code", code], ["Created", since]].map(([name, input]) =>
         h("div", {}, h("label", {for: input.id}, name), input))),
       frame, none, h("div", {class: "pager"}, back, on, where)));
   again();
