@@ -68,6 +68,20 @@ def test_help_teaches_by_examples_that_are_commands(path: str) -> None:
         _accepts(_words(line)[1:])
 
 
+def told() -> list[tuple[str, str]]:
+    """Commands of ours in the middle of the pages' sentences, beside those in blocks, which are run."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    found = [(page.name, span) for page in pages for span in re.findall(r"`([^`\n]+)`", page.read_text(encoding="utf-8"))]
+    return [(name, span) for name, span in found if re.match(r"(NOMMERD_\w+=\S+ )*nommerd [a-z]", span)]
+
+
+@pytest.mark.parametrize(("page", "span"), told())
+def test_commands_in_sentences_are_commands(page: str, span: str) -> None:
+    """Options may be told of in brackets, and what a command needs may be left out."""
+    for one in re.findall(r"nommerd [^`]*", re.sub(r"[][…]", "", span).replace("|", " | nommerd ")):
+        _accepts(_words(one)[1:], whole=False)
+
+
 def _words(line: str) -> list[str]:
     """The words of the first command of ours in a line for a shell."""
     inner = re.search(r"\$\((nommerd [^)]*)\)", line)
@@ -76,15 +90,19 @@ def _words(line: str) -> list[str]:
     return list(itertools.takewhile(lambda word: not set(word) <= set("|&;<>()"), lexer))
 
 
-def _accepts(words: list[str]) -> None:
-    """The command line is one that the command would take, apart from files that are not here."""
+def _accepts(words: list[str], whole: bool = True) -> None:
+    """The command line is one that the command would take, apart from files that are not here; unless it is `whole`, what the
+    command needs may be left out."""
     command, context = cli, click.Context(cli, info_name="nommerd")
-    while isinstance(command, click.Group):
+    while isinstance(command, click.Group) and words:
         found = command.get_command(context, words[0])
         assert found is not None, words
         command, words = found, words[1:]  # type: ignore[assignment]
     try:
-        command.make_context("x", words, parent=context)
+        if words or whole:
+            command.make_context("x", words, parent=context)
+    except click.MissingParameter:
+        assert not whole, words
     except click.BadParameter as error:
         assert "does not exist" in error.message, (words, error.message)
 
