@@ -101,7 +101,8 @@ def node_policy(settings: Settings, place: Place) -> Document:
     cluster = {"StringEquals": {f"aws:ResourceTag/{names.CLUSTER_TAG}": settings.cluster}}
     return _checked("node", [
         *_shared(settings, place), *_not_theirs(settings, place),
-        *_config(settings, place, "ReadConfiguration", ("s3:GetObject", "s3:GetObjectVersion")), *_sources(settings, place), *_outputs(settings, place),
+        *_config(settings, place, "ReadConfiguration", ("s3:GetObject", "s3:GetObjectVersion")),
+        *_sources(settings, place), *_outputs(settings, place),
         statement("EndNodesOfThisCluster", ["ec2:TerminateInstances"], [place.arn("ec2", "instance/*")], cluster)])
 
 

@@ -49,8 +49,8 @@ def _body(source: str | None, job_id: str | None, *, preset: str | None, pipelin
     if (preset is None) == (pipeline is None):
         raise click.UsageError("Name a preset (-p) or a pipeline (--pipeline), one of the two.")
     body = {"source": absolute_uri(source), "dest": absolute_uri(dest) if dest else None, "preset": preset,
-            "pipeline": pipeline, "params": {key: scalar(value) for key, value in pairs(params, "--set").items()}, "inputs": input_items(inputs),
-            "on_damage": on_damage}
+            "pipeline": pipeline, "params": {key: scalar(value) for key, value in pairs(params, "--set").items()},
+            "inputs": input_items(inputs), "on_damage": on_damage}
     return {key: value for key, value in body.items() if value}
 
 

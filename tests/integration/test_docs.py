@@ -172,7 +172,8 @@ def test_every_shell_block_is_one_whose_commands_are_run() -> None:
             if block.language in ("console", "sh", "bash"):
                 assert commands(block.text), f"{page.name}: a {block.language} block without a `$ ` line: {block.text}"
             else:
-                assert block.language in ("yaml", "python", "json", "text"), f"{page.name}: a block of no known language: {block.text}"
+                known = ("yaml", "python", "json", "text")
+                assert block.language in known, f"{page.name}: a block of no known language: {block.text}"
 
 
 def test_every_link_between_pages_leads_somewhere() -> None:
