@@ -147,7 +147,7 @@ class Hold:
 def _unpack(file: Path, staged: dict[str, Path]) -> Manifest:
     """Write each member to its staged file, its size and checksum as the manifest has them; nothing else may be in it."""
     try:
-        with file.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz") as tar:
+        with file.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz", tarinfo=_Header) as tar:
             members = _members(file, tar)
             first, content = next(members, (None, None))
             if first is None or content is None or first.name != MANIFEST or first.size > SMALL_BYTES_MAX:
@@ -171,6 +171,14 @@ def _unpack(file: Path, staged: dict[str, Path]) -> Manifest:
     if missing:
         raise _bad(file, f"it lacks {', '.join(missing)}")
     return manifest
+
+
+class _Header(tarfile.TarInfo):
+    """A header as it stands. Those that tell something of the next one may be of any length, and would be read into memory:
+    no backup has any, so they are members like others, which are no plain files."""
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        return self._proc_builtin(tar)  # type: ignore[attr-defined, no-any-return]
 
 
 def _members(file: Path, tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, IO[bytes]]]:

@@ -257,6 +257,15 @@ class TestRestore:
 
         assert refused(settings, repacked(good, change)).code == "config.bad_backup"
 
+    @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE, tarfile.XGLTYPE])
+    def test_a_header_of_any_length_is_not_read_into_memory(self, settings: Settings, good: Path, kind: bytes) -> None:
+        """It says that a gigabyte follows: whoever believed it would find the file cut off."""
+        header = tarfile.TarInfo("long")
+        header.type, header.size = kind, 2**30
+        bad = good.with_name("bad.tar.gz")
+        bad.write_bytes(gzip.compress(header.tobuf(tarfile.GNU_FORMAT) + bytes(tarfile.BLOCKSIZE)))
+        assert "no plain file" in refused(settings, bad).message
+
     @pytest.mark.parametrize(("change", "why"), [
         (lambda members: members[1:], "manifest"),
         (lambda members: [*members[1:], members[0]], "manifest"),
