@@ -20,6 +20,7 @@ from nommerd.store.base import Document, Store, StoreUnavailable
 FRESH_SECONDS = 2.0
 RETRY_SECONDS = 1.0  # after a store that was out of reach
 PROJECTS_KEPT = 32
+ORDER = tuple(reversed(KINDS.values()))  # presets first: a pipeline that is put before its presets is then seen, too
 LONG = 32 * 1024  # bytes of documents that are worth a thread of their own
 
 
@@ -87,7 +88,7 @@ class Catalogs:
                 known.looks += 1
                 known.dropped, known.error, known.until = False, None, float("-inf")
                 try:
-                    documents = [one for kind in KINDS.values() for one in self._store.documents(kind, project)]
+                    documents = [one for kind in ORDER for one in self._store.documents(kind, project)]
                     known.catalog = self._catalog(documents, known.catalog)
                     known.until = self._clock() + FRESH_SECONDS
                 except StoreUnavailable as error:

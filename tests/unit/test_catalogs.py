@@ -40,7 +40,7 @@ class Counting(MemoryStore):
         self.gate.set()
 
     def documents(self, kind: str, scope: str) -> Sequence[Document]:
-        if kind == "pipeline":
+        if kind == "preset":
             self.looks += 1
         found = super().documents(kind, scope)
         self.gate.wait(10)
@@ -185,3 +185,21 @@ def test_the_names_of_the_disk_come_first_and_their_documents_are_left_alone(sce
     scene.store.put_document(preset("a"), 0)
     scene.catalogs.look("p")
     assert "a" not in DISK.presets
+
+
+class Between(MemoryStore):
+    """Another feeder puts a pipeline, and then a preset that needs it, between the two reads of a look."""
+
+    def documents(self, kind: str, scope: str) -> Sequence[Document]:
+        found = super().documents(kind, scope)
+        if not self.document("preset", "p", "late"):
+            text = "kind: pipeline\nname: new\nstages:\n  - fetch\n  - ffmpeg: {audio: {codec: aac}}\n  - upload\n"
+            self.put_document(Document(kind="pipeline", scope="p", name="new", body=text), 0)
+            text = "kind: preset\nname: late\npipeline: new\n"
+            self.put_document(Document(kind="preset", scope="p", name="late", body=text), 0)
+        return found
+
+
+def test_what_is_put_while_the_store_is_read_is_not_half_seen() -> None:
+    seen = Catalogs(Between(), DISK).look("p")
+    assert seen.broken == {}, "not the preset without its pipeline"
