@@ -83,7 +83,10 @@ class WebhookSecrets:
             return SigningSecrets(self._own, configured=True)
         until, known = self._known.get(project, (0.0, None))
         if known is None or self._clock() >= until:
-            known = self._keep(project, self._read(project) or self._first(project))
+            before, read = known, self._read(project)
+            known = self._keep(project, read or self._first(project))
+            if read is not None and (before is None or before.current != read.current):
+                self._to_file(project, read.current)  # it was replaced elsewhere, or by a process that died of it
         return known
 
     def rotate(self, project: str, now: datetime | None = None) -> SigningSecrets:
@@ -143,6 +146,9 @@ class WebhookSecrets:
         """The file goes on saying what signs. It need not be writable: the store knows."""
         if project != DEFAULT_PROJECT or self._file is None:
             return
+        with suppress(OSError, UnicodeDecodeError):
+            if self._file.read_text(encoding="utf-8").strip() == secret.reveal():
+                return
         beside = self._file.with_name(f".{self._file.name}.{random.token_hex(6)}")
         try:
             with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY), "w", encoding="utf-8") as out:

@@ -155,3 +155,14 @@ def test_what_is_shown_of_secrets_in_messages_is_a_mask() -> None:
     secrets = Scene().feeder()
     made = secrets.rotate("a", NOW)
     assert made.current.reveal() not in json.dumps([repr(made), str(made), repr(secrets)])
+
+
+def test_the_file_says_what_signs_also_where_another_feeder_replaced_it(tmp_path: Path) -> None:
+    scene, file = Scene(), tmp_path / "webhook-secret"
+    file.write_text(OWN.reveal())
+    one, other = scene.feeder(), scene.feeder(file=file)
+    assert other.of(DEFAULT_PROJECT).current == OWN
+    made = one.rotate(DEFAULT_PROJECT)
+    scene.time += FRESH_SECONDS
+    assert other.of(DEFAULT_PROJECT).current == made.current
+    assert file.read_text().strip() == made.current.reveal() and file.stat().st_mode & 0o777 == 0o600
