@@ -34,8 +34,10 @@ from nommerd.store.base import (
 from nommerd.store.cursor import Cursor, microseconds
 
 T = TypeVar("T")
+DELETED_AT_ONCE = 200  # expired documents
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _PUT_DOCUMENT = "INSERT OR REPLACE INTO documents (kind, scope, name, version, expires, body) VALUES (?, ?, ?, ?, ?, ?)"
+_DELETE_EXPIRED = "DELETE FROM documents WHERE rowid IN (SELECT rowid FROM documents WHERE expires <= ? LIMIT ?)"
 _DOCUMENT = "SELECT name, version, expires, body FROM documents WHERE kind = ? AND scope = ?"
 _GET = f"SELECT {listing.COLUMNS} FROM jobs j {listing.WITH_PROGRESS} WHERE j.project = ? AND j.id = ?"
 _SWEEP = f"""
@@ -136,9 +138,14 @@ class SqliteStore(Store):
             return len(rows)
 
         deleted = self._write(delete_jobs)
-        self._execute("DELETE FROM documents WHERE expires <= ?", (time.time(),))
+        self._delete_expired()
         self._delete_recipes()
         return deleted
+
+    def _delete_expired(self) -> None:
+        """A few at a time: logs are long, and writers must not wait for all of a day's."""
+        while self._write(lambda db: db.execute(_DELETE_EXPIRED, (time.time(), DELETED_AT_ONCE)).rowcount) >= DELETED_AT_ONCE:
+            pass
 
     def _delete_recipes(self) -> None:
         """The search is a reader's, so that writers do not wait for it; the deletion looks again."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -15,8 +16,8 @@ from nommerd.errors import InfrastructureError
 from nommerd.job import Job, Sweep, new_id
 from nommerd.lifecycle import cancel
 from nommerd.sqlite import Database
-from nommerd.store.base import JobQuery
-from nommerd.store.sqlite import SqliteStore
+from nommerd.store.base import Document, JobQuery
+from nommerd.store.sqlite import DELETED_AT_ONCE, SqliteStore
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
 
@@ -70,3 +71,23 @@ def test_a_listing_leaves_out_what_cannot_be_read_and_goes_on(store: SqliteStore
     assert ([job.id for job in second.jobs], second.next) == (["job-3", "job-2", "job-1", "job-0"], None)
     with pytest.raises(InfrastructureError):
         store.get(jobs[4].key)
+
+
+def test_expired_documents_go_in_small_transactions(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(DELETED_AT_ONCE + 50):
+        store.put_document(Document(kind="log", scope="p", name=f"{number:06}", body="x", expires=1.0), None)
+    write, changed = store._database.write, []
+
+    def counted(run: Callable[[sqlite3.Connection], Any]) -> Any:
+        def count(db: sqlite3.Connection) -> Any:
+            before = db.total_changes
+            done = run(db)
+            changed.append(db.total_changes - before)
+            return done
+
+        return write(count)
+
+    monkeypatch.setattr(store._database, "write", counted)
+    store.delete_finals(NOON, 10)
+    assert (max(changed), sum(changed)) == (DELETED_AT_ONCE, DELETED_AT_ONCE + 50)
+    assert store.documents("log", "p") == []
