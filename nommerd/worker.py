@@ -58,6 +58,7 @@ CLEAN_SECONDS = 10.0  # how often workspaces of dead processes are looked for
 STOP_SECONDS = 4.0  # what running work gets to end and be given back: the process is gone within five
 KILL_SECONDS = 0.15
 SETTLE_SECONDS = 3.0  # for the last polls of an idle node, which wait for LAST_RECEIVE_SECONDS
+DRAIN_TRIES = 8  # so many times as long for those of a drained worker, which wait for RECEIVE_SECONDS
 BEAT_SECONDS = 0.5  # what the last heartbeat may take
 REST_SECONDS = 1.0  # while nothing is begun: between looks whether there is anything left to live for
 EXIT_FAILED, EXIT_CONFIG = 1, 2
@@ -136,10 +137,19 @@ class Worker:
                                                  self._notice_loop, self._orders_loop)]
         self._stopping.wait()
         self._shut_down(loops)
-        if self._parting.reason in (Reason.IDLE, Reason.DRAINED) and not self._bus.jobs.settle(SETTLE_SECONDS):
+        if self._parting.reason in (Reason.IDLE, Reason.DRAINED) and not self._settled(self._parting.reason):
             self._log.warning("polls.not_settled")
         with gevent.Timeout(BEAT_SECONDS, False):
             self._beat("TERMINATED")
+
+    def _settled(self, reason: Reason) -> bool:
+        """Whether the last polls have ended, so that none of them hides a message. Those from before a drain are long ones."""
+        for _ in range(1 if reason is Reason.IDLE else DRAIN_TRIES):
+            if self._bus.jobs.settle(SETTLE_SECONDS):
+                return True
+            if self._asked.is_set():
+                break
+        return False
 
     def _receive_loop(self) -> None:
         failures = 0

@@ -431,6 +431,21 @@ def test_an_idle_node_ends_itself_also_while_the_installation_is_paused(place: P
     assert place.house.see(job).token == 0 and place.house.depth == (1, 0, 0)
 
 
+def test_a_drained_worker_waits_for_the_long_polls_that_it_left(place: Place, quick: None) -> None:
+    settled: list[bool] = []
+
+    def settle(timeout_seconds: float) -> bool:
+        settled.append(len(settled) == 2)
+        return settled[-1]
+
+    place.house.bus.jobs.settle = settle  # type: ignore[method-assign]
+    place.start()
+    place.up()
+    drain(place)
+    place.gone()
+    assert settled == [False, False, True] and "polls.not_settled" not in place.house.log.getvalue()
+
+
 def drain(place: Place) -> None:
     """As the API does."""
     Control(place.house.store).drain(next(one for one in place.house.store.workers() if one.name == "w1"), "somebody")
