@@ -7,6 +7,8 @@ All files made here are for their owner alone, and appear under their names whol
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import io
 import json
 import os
@@ -15,6 +17,7 @@ import secrets
 import sqlite3
 import stat
 import tarfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -36,6 +39,7 @@ MANIFEST, DATABASE, TOKEN, KEYS, WEBHOOK_SECRET = "manifest.json", "nommerd.db",
 SMALL_BYTES_MAX = 64 * 1024  # of the manifest and of each secret
 CHUNK_BYTES = 1024 * 1024
 OWNER_ONLY = 0o600
+LEFT_SECONDS = 60.0  # how old what is left must be: a file is made before it is held
 _INSTEAD = {
     "dynamodb": "DynamoDB keeps its own backups: `nommerd aws setup` switches on point-in-time recovery over 35 days; "
                 "`aws dynamodb restore-table-to-point-in-time` makes a new table to name in `store`.",
@@ -145,17 +149,35 @@ def _exists(file: Path) -> ConfigError:
 
 @contextmanager
 def beside(file: Path) -> Iterator[Path]:
-    """A new empty file in the same folder, for its owner alone; gone afterwards, unless it was moved. Raises ConfigError."""
-    path = file.with_name(f".{file.name[:100]}.{secrets.token_hex(6)}")
+    """A new empty file in the same folder, for its owner alone; gone afterwards, unless it was moved. What processes that were
+    killed left there of this name goes first: it may be large, and secret. Raises ConfigError."""
+    begin = f".{file.name[:100]}."
+    path = file.with_name(f"{begin}{secrets.token_hex(6)}")
     try:
-        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, OWNER_ONLY))
+        _remove_left(file.parent, begin)
+        held = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, OWNER_ONLY)
     except OSError as error:
         raise unwritable(file, error) from None
     try:
+        with suppress(OSError):  # not every file system has such locks
+            fcntl.flock(held, fcntl.LOCK_EX)
         yield path
     finally:
         for made in (path, Path(f"{path}-journal")):
             made.unlink(missing_ok=True)
+        os.close(held)
+
+
+def _remove_left(folder: Path, begin: str) -> None:
+    """Remove such files that no process holds. A new one may be about to be held."""
+    for path in folder.glob(f"{glob.escape(begin)}*"):
+        if not re.fullmatch("[0-9a-f]{12}", path.name.removeprefix(begin)):
+            continue
+        with suppress(OSError), path.open("rb") as left:
+            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if time.time() - os.fstat(left.fileno()).st_mtime > LEFT_SECONDS:
+                Path(f"{path}-journal").unlink(missing_ok=True)
+                path.unlink()
 
 
 def unwritable(file: Path, error: OSError) -> Exception:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import io
 import json
+import os
 import shutil
 import sqlite3
 import stat
@@ -303,3 +305,21 @@ class TestRestore:
             assert refused(settings, bad).code in ("config.bad_backup", "config.database")
         for nothing in (tmp_path / "missing", tmp_path):
             assert refused(settings, nothing).code == "config.bad_backup"
+
+
+def test_what_a_killed_backup_or_restore_left_goes_with_the_next_one_unless_somebody_holds_it(
+        settings: Settings, good: Path, tmp_path: Path) -> None:
+    left = [settings.data_dir / ".keys.0123456789ab", settings.data_dir / ".nommerd.db.0123456789ab",
+            settings.data_dir / ".nommerd.db.0123456789ab-journal", tmp_path / ".good.tar.gz.0123456789ab"]
+    kept = [settings.data_dir / ".nommerd.db.fresh0123456", settings.data_dir / ".keys.ba9876543210",
+            settings.data_dir / ".token.0123456789ab"]
+    for path in (*left, *kept):
+        path.write_text(CANARY)
+        os.utime(path, (1, 1))
+    os.utime(kept[1])  # just made
+    with kept[2].open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        restoring.restore(settings, good, force=True)
+        backups.make(settings, good, force=True)
+    assert [path for path in left if path.exists()] == []
+    assert all(path.exists() for path in kept)
