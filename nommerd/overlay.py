@@ -8,7 +8,7 @@ from typing import Any
 from nommerd.catalog import Catalog, Kind, Source
 from nommerd.errors import InputError, NommerdError
 from nommerd.linking import Linker, Preset, Written
-from nommerd.pipeline.allowed import check_allowed
+from nommerd.pipeline.allowed import check_allowed, is_short
 from nommerd.pipeline.loader import load_yaml
 from nommerd.pipeline.spec import Pipeline, read_pipeline, read_preset
 from nommerd.pipeline.tree import Faults, Node
@@ -16,6 +16,7 @@ from nommerd.store.base import Document
 
 KINDS: dict[Kind, str] = {"pipelines": "pipeline", "presets": "preset"}  # as calls name them -> as documents do
 Key = tuple[Kind, str]
+NAMED_BYTES_MAX = 2 * 2**20  # of the pipelines that presets name, each as often as it is named: all are tried when one changes
 
 
 class ProjectCatalog(Catalog):
@@ -23,9 +24,11 @@ class ProjectCatalog(Catalog):
     `broken`, and cannot be named."""
 
     def __init__(self, disk: Catalog, documents: Iterable[Document], before: ProjectCatalog | None = None,
-                 missing: NommerdError | None = None, nodes: Mapping[Key, Node] | None = None) -> None:
+                 missing: NommerdError | None = None, nodes: Mapping[Key, Node] | None = None,
+                 named_bytes_max: float = float("inf")) -> None:
         """`before`: what did not change since is not read again. `missing`: why the documents could not be had; raised where
-        a name is not on disk. `nodes`: documents that were parsed already, with places of their own."""
+        a name is not on disk. `nodes`: documents that were parsed already, with places of their own. Over `named_bytes_max`
+        it is `too_heavy`, and its presets are not there."""
         self.disk = disk
         self.missing = missing
         self._nodes = nodes or {}
@@ -40,7 +43,9 @@ class ProjectCatalog(Catalog):
             for one in self.documents:
                 if one.kind == word and (kind, one.name) not in disk.sources:
                     self._take(kind, one, before)
-        self._link(before)
+        self.too_heavy = self._named_bytes() > named_bytes_max
+        if not self.too_heavy:
+            self._link(before)
 
     def reload(self) -> None:
         """Nothing: another catalog takes its place."""
@@ -50,9 +55,11 @@ class ProjectCatalog(Catalog):
         return next((one for one in self.documents if (one.kind, one.name) == (KINDS[kind], name)), None)
 
     def with_document(self, kind: Kind, changed: Document, node: Node) -> ProjectCatalog:
-        """The catalog as it would be with this document, whose faults stand where the node says."""
+        """The catalog as it would be with this document, whose faults stand where the node says. `too_heavy`
+        where trying it would take too long."""
         others = self._without(kind, changed.name)
-        return ProjectCatalog(self.disk, (*others, changed), self, nodes={(kind, changed.name): node})
+        return ProjectCatalog(self.disk, (*others, changed), self, nodes={(kind, changed.name): node},
+                              named_bytes_max=NAMED_BYTES_MAX)
 
     def without(self, kind: Kind, name: str) -> ProjectCatalog:
         """The catalog as it would be without this document."""
@@ -91,13 +98,34 @@ class ProjectCatalog(Catalog):
                 if preset is not None:
                     self.presets[name] = preset
 
+    def _named_bytes(self) -> int:
+        """The lengths of the pipelines that the project's own presets name, or what they extend does."""
+        found: dict[str, int] = {}
+        for (kind, _), written in self.own.items():
+            chain: dict[str, None] = {}  # in its order
+            at: Written | None = written if kind == "presets" and isinstance(written, Written) else None
+            length = 0
+            while at is not None and at.document.name not in chain:
+                if at.document.name in found:
+                    length = found[at.document.name]
+                    break
+                chain[at.document.name] = None
+                if at.document.pipeline is not None:
+                    source = self.sources.get(("pipelines", at.document.pipeline))
+                    length = len(source.text) if source is not None else 0
+                    break
+                at = self._written.get(at.document.extends or "")
+            found.update(dict.fromkeys(chain, length))
+        return sum(length for name, length in found.items() if ("presets", name) in self.own)
+
     def _named(self, kind: Kind, name: str, known: Any) -> Any:
         if self.missing is not None and name not in known:
             raise self.missing
         return super()._named(kind, name, known)
 
     def _pipeline(self, one: Document, faults: Faults) -> Pipeline | None:
-        found = read_pipeline(self._node("pipelines", one, faults), self.stages, "api", faults)
+        node = self._node("pipelines", one, faults)
+        found = read_pipeline(node, self.stages, "api", faults) if is_short(node, faults) else None
         if found is not None:
             check_allowed(found, self.stages, faults)
         return found

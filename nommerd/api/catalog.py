@@ -17,7 +17,7 @@ from nommerd.api.route import JSON, Answer, Call, Route
 from nommerd.catalog import Kind
 from nommerd.catalogs import Catalogs
 from nommerd.errors import InputError, ManyErrors, NommerdError
-from nommerd.overlay import KINDS, ProjectCatalog
+from nommerd.overlay import KINDS, NAMED_BYTES_MAX, ProjectCatalog
 from nommerd.pipeline.loader import BYTES_MAX, load_yaml
 from nommerd.pipeline.params import known_hint
 from nommerd.pipeline.spec import NAME_PATTERN
@@ -213,6 +213,10 @@ def _check_unused(now: ProjectCatalog, kind: Kind, name: str) -> None:
 
 
 def _check_limits(then: ProjectCatalog) -> None:
+    if then.too_heavy:
+        raise refuse(409, "body", "request.too_many_documents",
+                     f"The pipelines that the project's presets name, each counted as often as it is named, have more than "
+                     f"{NAMED_BYTES_MAX >> 20} MiB.", "Let fewer presets name long pipelines.")
     count, total = len(then.documents), sum(len(one.body.encode()) for one in then.documents)
     if count > DOCUMENTS_MAX or total > TOTAL_MAX:
         raise refuse(409, "body", "request.too_many_documents",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from gevent.lock import BoundedSemaphore
 from pydantic import Field, RootModel
@@ -28,6 +28,7 @@ from nommerd.job import Key, utcnow
 from nommerd.pipeline.context import Task
 from nommerd.pipeline.explain import Explained, explain
 from nommerd.pipeline.recipe import Recipe, build_stages
+from nommerd.runtime import in_pool
 from nommerd.store.base import Store, UnknownJob
 
 if TYPE_CHECKING:
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from nommerd.pipeline.spec import Registry
     from nommerd.pipeline.stage import Stage
 
+T = TypeVar("T")
 PROBE_SECONDS = 10.0
 PROBES_MAX = 2  # at a time
+PLANS_MAX = 2
 QUEUE_SECONDS = 10.0  # for a turn
 ASSUMED_SECONDS = 60.0
 HERE = Path("source")  # stands for a file that is not here
@@ -122,23 +125,33 @@ class Explaining:
     find: Callable[[], Binaries]
     threads: int
     turns: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(PROBES_MAX))
+    planning: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(PLANS_MAX))
     finding: BoundedSemaphore = field(default_factory=lambda: BoundedSemaphore(1))  # the first time ffmpeg is asked a lot
 
     def answer(self, fields: Mapping[str, Any]) -> dict[str, Any]:
         """The answer to a body. Raises Refusal."""
         recipe, task, probe = self._old(validated(OldJob, fields)) if "job" in fields else self._new(validated(NewJob, fields))
         try:
-            stages = build_stages(recipe, self.registry)
+            stages = self._aside(build_stages, recipe, self.registry)
         except NommerdError as error:
             raise from_error(error) from None
         remarks: list[Problem] = []
         binaries = self._binaries(remarks)
         try:
             source = probe or self._source(task.source, stages, remarks)
-            made = explain(stages, source, task, binaries, self.threads)
+            made = self._aside(explain, stages, source, task, binaries, self.threads)
         except (InputError, ConfigError) as error:
             raise from_error(error, "body.source") from None
         return _answer(recipe, made, remarks)
+
+    def _aside(self, function: Callable[..., T], *args: Any) -> T:
+        """Off the hub: what a long pipeline makes of many streams takes a while."""
+        if not self.planning.acquire(timeout=QUEUE_SECONDS):
+            raise busy("Too many jobs are being explained.")
+        try:
+            return in_pool(function, *args)
+        finally:
+            self.planning.release()
 
     def _new(self, wanted: NewJob) -> tuple[Recipe, Task, Probe | None]:
         recipe = self.jobs.checked(wanted)

@@ -14,11 +14,21 @@ from nommerd.media.options import check_options
 from nommerd.pipeline.spec import Pipeline, StageEntry, fill
 from nommerd.pipeline.stage import Stage
 from nommerd.pipeline.structure import OURS
-from nommerd.pipeline.tree import Faults
+from nommerd.pipeline.tree import Faults, Node
 
 OPTIONS = ("input_options", "options")  # the settings with raw ffmpeg options
 OPERATORS: Mapping[str, tuple[str, ...]] = {"upload": ("acl", "encryption", "kms_key_id", "storage_class", "tags")}
+VALUES_MAX = 1000  # in one pipeline: they are filled in and tried with each job, and with each preset that names it
 STAGE_HINT = "Its class must say `from_api = True`; or let the operator put the pipeline on the disk."
+
+
+def is_short(node: Node, faults: Faults) -> bool:
+    """Whether a pipeline from the API is one to be read; reports one that is too long."""
+    if node.count() <= VALUES_MAX:
+        return True
+    faults.add("too_large", f"A pipeline from the API holds at most {VALUES_MAX} values.",
+               "Split it, or let the operator put it on the disk.", node.place)
+    return False
 
 
 def is_open(name: str, stage: type[Stage]) -> bool:

@@ -40,6 +40,11 @@ class Node:
             return [node.plain() for node in self.value]
         return self.value
 
+    def count(self) -> int:
+        """How many values it holds, itself and those in its parts included."""
+        parts = self.value.values() if isinstance(self.value, dict) else self.value if isinstance(self.value, list) else ()
+        return 1 + sum(part.count() for part in parts)
+
     def get(self, *path: str | int) -> Node | None:
         """The node under this path, None where there is none."""
         node: Node | None = self

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from nommerd import overlay
 from nommerd.api.access import Scope
 from nommerd.api.catalog import DOCUMENTS_MAX, TOTAL_MAX
 from nommerd.catalog import Catalog
 from nommerd.errors import InputError
+from nommerd.linking import Linker
+from nommerd.pipeline.allowed import VALUES_MAX
 from nommerd.pipeline.recipe import Recipe, StageSpec, build_stages
 from nommerd.store.base import Conflict, Document
 from nommerd.store.memory import MemoryStore
@@ -430,6 +433,26 @@ def test_params_of_a_preset_from_the_api_are_trusted_no_more_than_a_jobs(api: Ap
     assert recipe(api, pipeline=None, preset="fits").stages[1].untrusted == ("options[2]",)
     stored(api, "presets/heir", "kind: preset\nname: heir\nextends: disk\nparams: {seconds: 2}\n")
     assert recipe(api, pipeline=None, preset="heir").stages[1].untrusted == ()
+
+
+def test_a_pipeline_from_the_api_holds_so_many_values_and_no_more(api: Api) -> None:
+    options = "".join(f", [metadata, a{number}=b]" for number in range(VALUES_MAX // 3))
+    answer = put(api, "pipelines/cut", PIPELINE.replace(", [f, mp4]", options + ", [f, mp4]"))
+    assert (answer.status, answer.codes) == (422, ["recipe.too_large"])
+
+
+def test_pipelines_that_many_presets_name_are_short_and_none_is_tried_first(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    stored(api, "pipelines/cut", PIPELINE)
+    stored(api, "presets/base", "kind: preset\nname: base\npipeline: cut\n")
+    stored(api, "presets/heir", "kind: preset\nname: heir\nextends: base\n")
+    assert listed(api, "presets")["heir"]["pipeline"] == "cut"
+    monkeypatch.setattr(overlay, "NAMED_BYTES_MAX", 2 * len(PIPELINE) + 100)
+    monkeypatch.setattr(Linker, "link", lambda *_: pytest.fail("this takes long"))
+    for path, text in (("pipelines/cut", PIPELINE + "#" * 100), ("presets/more", "kind: preset\nname: more\nextends: heir\n")):
+        answer = put(api, path, text)
+        assert (answer.status, answer.codes) == (409, ["request.too_many_documents"]), path
+    monkeypatch.undo()
+    stored(api, "pipelines/cut", PIPELINE + "#" * 100)
 
 
 def test_projects_neither_see_nor_name_each_others(api: Api) -> None:
