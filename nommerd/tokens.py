@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets as random
 import string
+import threading
 import time
 import zlib
 from collections import OrderedDict
@@ -96,19 +97,21 @@ class Tokens:
         self._all: Mapping[str, str] = {}  # hash -> project, of all tokens, as of _all_at
         self._all_at: float | None = None
         self._loading: AsyncResult[None] | None = None
+        self._making = threading.Lock()  # so that those who make some at once count each other's
         self._writes = 0  # here: what was read before one is not kept after it
 
     def make(self, name: str, project: str, scopes: Iterable[Scope],
              expires_days: float | None = None) -> tuple[Token, Secret]:
         """A new token, durably stored, and its text, which nothing tells again. Raises TooManyTokens."""
-        kept = self._without_long_expired()
-        if sum(token.project == project for _, token in kept) >= PROJECT_TOKENS_MAX:
-            raise TooManyTokens
-        text, now = new_text(), self._now()
-        token = Token(id=new_id(), name=name, project=project, scopes=frozenset(scopes), created=now,
-                      expires=None if expires_days is None else now + timedelta(days=expires_days))
-        self._store.put_document(Document(kind=KIND, scope="", name=_hash(text), body=_TOKEN.dump_json(token).decode()), 0)
-        self._wrote()
+        with self._making:
+            kept = self._without_long_expired()
+            if sum(token.project == project for _, token in kept) >= PROJECT_TOKENS_MAX:
+                raise TooManyTokens
+            text, now = new_text(), self._now()
+            token = Token(id=new_id(), name=name, project=project, scopes=frozenset(scopes), created=now,
+                          expires=None if expires_days is None else now + timedelta(days=expires_days))
+            self._store.put_document(Document(kind=KIND, scope="", name=_hash(text), body=_TOKEN.dump_json(token).decode()), 0)
+            self._wrote()
         return token, Secret(text)
 
     def list(self, project: str | None = None) -> Sequence[Token]:

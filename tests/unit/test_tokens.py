@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 
 import gevent
@@ -241,6 +243,27 @@ def test_a_project_has_so_many_tokens_and_no_more(scene: Scene, monkeypatch: pyt
     scene.make("b")
     scene.here.revoke(first)
     scene.make("a")
+
+
+def test_those_who_make_tokens_at_once_count_each_others(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PROJECT_TOKENS_MAX", 2)
+    met = threading.Barrier(3)
+
+    def together() -> None:
+        with suppress(threading.BrokenBarrierError):
+            met.wait(0.2)
+
+    def make() -> None:
+        with suppress(TooManyTokens):
+            scene.make("a")
+
+    scene.store.before = together
+    threads = [threading.Thread(target=make) for _ in range(3)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert len(scene.here.list("a")) == 2
 
 
 def test_projects_are_those_that_have_tokens_and_the_configured_ones(scene: Scene) -> None:
