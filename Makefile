@@ -13,7 +13,7 @@ demo: $(VENV)/.installed
 
 # On the ffmpeg in PATH, else on the wheels' one; tests of media run on both anyway.
 test: $(VENV)/.dev
-	$(BIN)/python -m tests.halves -m "not slow"
+	$(BIN)/python -m tests.side_by_side -m "not slow"
 
 # What runs whole jobs, on the wheels' ffmpeg whatever is in PATH.
 test-wheels: $(VENV)/.dev

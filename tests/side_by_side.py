@@ -1,7 +1,7 @@
-"""`python -m tests.halves [PYTEST OPTIONS]`: the suite as two pytest processes side by side, on two processors.
+"""`python -m tests.side_by_side [PYTEST OPTIONS]`: the suite as three pytest processes at once, enough for two processors.
 
-Whole jobs and real daemons mostly wait; parts mostly compute. (pytest-xdist does not get on with gevent's patching.) Lines
-come as they are written, marked with their half; the exit code is the worse of the two.
+Whole jobs and real daemons mostly wait. (pytest-xdist does not get on with gevent's patching.) Lines come as they are
+written, marked with their part; the exit code is the worst of the three.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ import sys
 from threading import Thread
 from typing import IO
 
-HALVES = {"whole": ["tests/acceptance", "tests/contracts", "tests/faults"], "parts": ["tests/integration", "tests/unit"]}
+PARTS = {"acceptance": ["tests/acceptance", "tests/faults"], "integration": ["tests/integration"],
+         "unit": ["tests/contracts", "tests/unit"]}
 
 
 def main(options: list[str]) -> int:
     running = {}
-    for name, folders in HALVES.items():
+    for name, folders in PARTS.items():
         command = [sys.executable, "-m", "pytest", "-o", f"cache_dir=.pytest_cache/{name}", *options, *folders]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
         assert process.stdout is not None
@@ -26,13 +27,13 @@ def main(options: list[str]) -> int:
         codes = [process.wait() for process, _ in running.values()]
         for _, thread in running.values():
             thread.join()
-    except KeyboardInterrupt:  # both have it too, and end by it
+    except KeyboardInterrupt:  # they have it too, and end by it
         codes = [process.wait() for process, _ in running.values()]
     return max(abs(code) for code in codes)
 
 
 def relay(name: str, lines: IO[str]) -> None:
-    """Each line with its half, at once."""
+    """Each line with its part, at once."""
     for line in lines:
         print(f"{name}: {line}", end="", flush=True)
 
