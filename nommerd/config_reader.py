@@ -22,6 +22,7 @@ from nommerd.secrets import Keyring, Secret, check_webhook_secret
 
 FAMILY = "config"
 PREFIX = "NOMMERD_"
+JSON_WANTED = """Lists and maps are JSON in the environment, such as '["/srv/media"]'."""
 RESERVED = frozenset({"NOMMERD_CONFIG", "NOMMERD_URL", "NOMMERD_TOKEN"})
 PATH_KEYS = (("paths", "data"), ("paths", "pipelines"), ("paths", "presets"), ("api", "token_file"), ("worker", "workspace"),
              ("storage", "file_roots"))
@@ -188,7 +189,9 @@ def _translate(draft: Draft, error: ValidationError) -> None:
         else:
             said.setdefault(path, []).append(_message(detail))
     for path, messages in said.items():
-        draft.fault("config.bad_value", f"{_dotted(path)} {_either(messages)}.", place=draft.place(path))
+        place, said_so = draft.place(path), _either(messages)
+        json_wanted = (place or "").startswith(PREFIX) and ("a list" in said_so or "a map" in said_so)
+        draft.fault("config.bad_value", f"{_dotted(path)} {said_so}.", JSON_WANTED if json_wanted else "", place=place)
 
 
 def _message(detail: ErrorDetails) -> str:

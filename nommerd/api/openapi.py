@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from http import HTTPStatus
 from typing import Any
 
 from pydantic import BaseModel
@@ -12,7 +11,7 @@ from pydantic import BaseModel
 from nommerd import __version__
 from nommerd.api.answers import Problem
 from nommerd.api.auth import needs_token
-from nommerd.api.problems import PROBLEM
+from nommerd.api.problems import PROBLEM, phrase
 from nommerd.api.route import Answer, Call, Route
 
 OPENAPI_VERSION = "3.1.0"
@@ -140,7 +139,7 @@ def _responses(route: Route, models: Models) -> dict[str, Any]:
 
 
 def _response(status: int, schema: dict[str, Any], media_types: Sequence[str]) -> dict[str, Any]:
-    response: dict[str, Any] = {"description": HTTPStatus(status).phrase}
+    response: dict[str, Any] = {"description": phrase(status)}
     if status not in (204, 304, 307):
         response["content"] = _content(schema, media_types)
     return response

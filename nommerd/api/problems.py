@@ -34,6 +34,11 @@ class Fault:
         return {"place": self.place, "code": self.code, "message": self.message, "hint": self.hint}
 
 
+def phrase(status: int) -> str:
+    """What RFC 9110 calls a status; older Pythons have its older words for two of them."""
+    return {413: "Content Too Large", 422: "Unprocessable Content"}.get(status) or HTTPStatus(status).phrase
+
+
 @dataclass(eq=False)
 class Refusal(Exception):
     """An answer that is not the one asked for."""
@@ -46,7 +51,7 @@ class Refusal(Exception):
         """The problem document; its code and detail are the first fault's."""
         first = self.faults[0]
         detail = first.message if len(self.faults) == 1 else f"{len(self.faults)} faults; the first: {first.message}"
-        return {"type": "about:blank", "title": HTTPStatus(self.status).phrase, "status": self.status, "code": first.code,
+        return {"type": "about:blank", "title": phrase(self.status), "status": self.status, "code": first.code,
                 "detail": detail, "errors": [fault.json() for fault in self.faults]}
 
     def body(self) -> bytes:

@@ -32,8 +32,9 @@ def aws() -> None:
 # --- setup and teardown ------------------------------------------------------------------------------------------------
 
 
-@aws.command(epilog=examples("nommerd aws setup --dry-run", "nommerd aws setup -c nommerd.yaml --buckets",
-                             "nommerd aws setup --cloudformation > nommerd.json"))
+@aws.command(short_help="Make what the configuration needs.", epilog=examples(
+    "nommerd aws setup --dry-run", "nommerd aws setup -c nommerd.yaml --buckets",
+    "nommerd aws setup --cloudformation > nommerd.json"))
 @config_option
 @click.option("--dry-run", is_flag=True, help="Print everything that would be made, and call nothing.")
 @click.option("--cloudformation", is_flag=True, help="Print the same as one CloudFormation template (JSON), and call nothing.")
@@ -54,7 +55,8 @@ def setup(*, config_file: Path | None, dry_run: bool, cloudformation: bool, buck
     return DIFFERS_EXIT if any(one.status == "differs" for one in done) else 0
 
 
-@aws.command(epilog=examples("nommerd aws teardown", "nommerd aws teardown -c nommerd.yaml --yes --json"))
+@aws.command(short_help="Remove what setup made.", epilog=examples(
+    "nommerd aws teardown", "nommerd aws teardown -c nommerd.yaml --yes --json"))
 @config_option
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @json_option
@@ -184,8 +186,9 @@ def _described(plan: Plan) -> list[str]:
 # --- watch -------------------------------------------------------------------------------------------------------------
 
 
-@aws.command(epilog=examples("nommerd aws watch s3://incoming/uploads/ -p web-720p --dest s3://media/web/ --suffix .mov",
-                             "nommerd aws watch --list", "nommerd aws watch --remove incoming-uploads"))
+@aws.command(short_help="Make a job of what appears in a bucket.", epilog=examples(
+    "nommerd aws watch s3://incoming/uploads/ -p web-720p --dest s3://media/web/ --suffix .mov",
+    "nommerd aws watch --list", "nommerd aws watch --remove incoming-uploads"))
 @click.argument("source", required=False)
 @click.option("-p", "--preset", help="Preset, by name.", shell_complete=complete_presets)
 @click.option("--dest", help="s3://BUCKET/PREFIX/ under which outputs go (default: the one entry of storage.s3_write).")

@@ -28,6 +28,8 @@ FINAL = frozenset({"FINISHED", "ERROR", "ABANDONED", "CANCELLED"})
 
 def find_token(explicit: str | None, env: Mapping[str, str]) -> Secret:
     """--token, else NOMMERD_TOKEN, else the token file that `nommerd up` makes. ConfigError without any."""
+    if explicit is not None and not explicit.strip():  # a variable that is not set must not become the operator's token
+        raise ConfigError("config.no_token", "--token is empty.", "Leave it out to use NOMMERD_TOKEN or the token file.")
     text = explicit or env.get("NOMMERD_TOKEN")
     if text:
         return Secret(text.strip())

@@ -42,8 +42,12 @@ def doctor(config_file: Path | None, url: str | None, token: str | None, as_json
         print_json([asdict(one) for one in found])
     else:
         warnings = sum(one.status == "warning" for one in found)
-        print(f"\n{len(found)} looked at: {faults} faults, {warnings} warnings.")
+        print(f"\n{len(found)} looked at: {_count(faults, 'fault')}, {_count(warnings, 'warning')}.")
     return 1 if faults else 0
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def _findings(patient: Patient) -> Iterator[Finding]:

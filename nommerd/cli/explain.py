@@ -11,15 +11,26 @@ import click
 
 from nommerd.cli.client import Client
 from nommerd.cli.joblog import stream_line
-from nommerd.cli.options import Command, absolute_uri, client_options, examples, input_items, json_option, pairs, scalar
+from nommerd.cli.options import (
+    Command,
+    absolute_uri,
+    client_options,
+    complete_files,
+    complete_presets,
+    examples,
+    input_items,
+    json_option,
+    pairs,
+    scalar,
+)
 from nommerd.cli.output import print_json, problem_lines
 
 
 @click.command(cls=Command, epilog=examples(
     "nommerd explain holiday.mov -p web-720p", "nommerd explain holiday.mov --pipeline web-mp4 --set width=640 --json",
     "nommerd explain --job 5f0c9a1e7b42d8836ac1"))
-@click.argument("source", required=False)
-@click.option("-p", "--preset", help="Preset, by name.")
+@click.argument("source", required=False, shell_complete=complete_files)
+@click.option("-p", "--preset", help="Preset, by name.", shell_complete=complete_presets)
 @click.option("--pipeline", help="Pipeline, by name, instead of a preset.")
 @click.option("--set", "params", multiple=True, metavar="K=V", help="A param of the pipeline. May repeat.")
 @click.option("--input", "inputs", multiple=True, metavar="NAME=URI", help="A further input. May repeat.")

@@ -105,15 +105,20 @@ class Since(TextType):
 
 
 class Duration(NumberType):
-    """A length of time, as seconds: 2, 2s, 1.5m, 1h."""
+    """A length of time, as seconds: 2, 2s, 1.5m, 1h. Where days are usual, a bare number is not taken for seconds."""
 
     name = "duration"
 
+    def __init__(self, *, unit_needed: bool = False) -> None:
+        self.unit_needed = unit_needed
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if self.unit_needed and str(value)[-1:] not in UNITS:
+            self.fail(f"{value!r} is no duration with a unit. Write 12h or 90d.", param, ctx)
         try:
             return seconds(str(value)) if not isinstance(value, int | float) else float(value)
         except ValueError:
-            self.fail(f"{value!r} is no duration. Write 2s, 1.5m or 1h.", param, ctx)
+            self.fail(f"{value!r} is no duration. Write {'12h or 90d' if self.unit_needed else '2s, 1.5m or 1h'}.", param, ctx)
 
 
 def seconds(text: str) -> float:
@@ -133,6 +138,11 @@ def complete_presets(ctx: click.Context, param: click.Parameter, incomplete: str
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
+def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    """What may be a URI as well is a file where a shell can complete it."""
+    return [CompletionItem(incomplete, type="file")]
+
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
 config_option = click.option("-c", "--config", "config_file", type=click.Path(path_type=Path),
                              help="Configuration file (default: NOMMERD_CONFIG, then /etc/nommerd/nommerd.yaml).")
@@ -148,9 +158,9 @@ def client_options(function: F) -> F:
 def job_options(pipeline_help: str) -> Callable[[F], F]:
     """What describes a job, for `encode` and `submit` alike."""
     described = (
-        click.argument("source"), click.argument("dest"),
+        click.argument("source", shell_complete=complete_files), click.argument("dest", shell_complete=complete_files),
         click.option("-p", "--preset", help="Preset, by name.", shell_complete=complete_presets),
-        click.option("--pipeline", help=pipeline_help),
+        click.option("--pipeline", help=pipeline_help, shell_complete=complete_files),
         click.option("--set", "params", multiple=True, metavar="K=V", help="A param of the pipeline. May repeat."),
         click.option("--input", "inputs", multiple=True, metavar="NAME=URI", help="A further input. May repeat."),
         click.option("--overwrite", is_flag=True, help="Replace what is at DEST."),

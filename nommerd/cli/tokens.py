@@ -38,7 +38,8 @@ def tokens() -> None:
 @click.option("--scope", "scopes", type=click.Choice(SCOPES), multiple=True, required=True,
               help="What it may do. May repeat.")
 @click.option("--project", help="Whose it is (default: that of the token this is asked with).")
-@click.option("--expires", "expires_seconds", type=Duration(), help="How long it is good for: 12h, 90d (default: for ever).")
+@click.option("--expires", "expires_seconds", type=Duration(unit_needed=True),
+              help="How long it is good for: 12h, 90d (default: for ever).")
 @client_options
 @json_option
 def create(name: str, *, scopes: tuple[str, ...], project: str | None, expires_seconds: float | None, url: str | None,

@@ -15,6 +15,7 @@ from nommerd.cli.options import (
     Duration,
     absolute_uri,
     client_options,
+    complete_files,
     complete_presets,
     examples,
     json_option,
@@ -32,7 +33,8 @@ PRIORITIES = click.Choice(["high", "normal", "low"])
 @click.argument("folder", metavar="DIR", type=click.Path(path_type=Path, file_okay=False, exists=True))
 @click.option("-p", "--preset", help="Preset, by name.", shell_complete=complete_presets)
 @click.option("--pipeline", help="Pipeline, by name, instead of a preset.")
-@click.option("-o", "--output", "out", required=True, metavar="OUT", help="Where outputs go: a folder, or a URI.")
+@click.option("-o", "--output", "out", required=True, metavar="OUT", shell_complete=complete_files,
+              help="Where outputs go: a folder, or a URI.")
 @click.option("--pattern", "patterns", multiple=True, metavar="GLOB",
               help="Only such names. May repeat. (Default: the usual extensions of media files.)")
 @click.option("--recursive", is_flag=True, help="Also what is in folders below DIR; outputs keep their folders.")

@@ -171,6 +171,9 @@ class Watcher:
         except Missing:
             pass  # a feeder of an older version
         except InputError as error:
+            if error.code == "source.outside_roots":  # of the folder: nobody knows the file that was asked about
+                raise InputError(error.code, f"{self.plan.folder} is outside the folders that file: URIs may reach.",
+                                 error.hint) from None
             if not error.code.startswith("config."):  # that the feeder's own ffmpeg lacks something: workers may have it
                 raise
         self._asked = True
@@ -271,7 +274,8 @@ class Watcher:
     def _tell_end(self, entry: Entry, job: dict[str, Any]) -> None:
         outputs = [output["uri"] for output in job["outputs"]]
         self.failed += job["state"] != "FINISHED"
-        said = ": " + " ".join(problem_lines(job["error"])) if job["error"] else f": {', '.join(outputs)}" if outputs else ""
+        text = " ".join(map(str.strip, problem_lines(job["error"]))) if job["error"] else ", ".join(outputs)
+        said = f": {text}" if text else ""
         self.tell(job["state"].lower(), entry.path, said, job=job["id"], state=job["state"], outputs=outputs,
                   error=job["error"], warnings=job["warnings"])
 

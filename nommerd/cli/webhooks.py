@@ -22,7 +22,8 @@ def webhooks() -> None:
     """See which receivers fail, test one, send events again, replace the secret."""
 
 
-@webhooks.command("ls", epilog=examples("nommerd webhooks ls", "nommerd webhooks ls --json"))
+@webhooks.command("ls", short_help="List receivers that fail or were given up.", epilog=examples(
+    "nommerd webhooks ls", "nommerd webhooks ls --json"))
 @client_options
 @json_option
 def overview(*, url: str | None, token: str | None, as_json: bool) -> None:
@@ -43,7 +44,8 @@ def _row(one: dict[str, Any], no_next: str) -> list[str]:
             one["why"] or str(one["status"] or "")]
 
 
-@webhooks.command("test", epilog=examples("nommerd webhooks test https://app.example/hooks/nommerd"))
+@webhooks.command("test", short_help="Send one signed test event to a URL.", epilog=examples(
+    "nommerd webhooks test https://app.example/hooks/nommerd"))
 @click.argument("receiver", metavar="URL")
 @client_options
 @json_option
@@ -55,12 +57,12 @@ def test(receiver: str, *, url: str | None, token: str | None, as_json: bool) ->
     elif answer["accepted"]:
         print(f"Accepted with {answer['status']} in {answer['seconds']:.2f} s.")
     else:
-        print(f"nommerd: not accepted: {answer['why']} ({answer['seconds']:.2f} s).", file=sys.stderr)
+        print(f"nommerd: not accepted: {answer['why'].rstrip('.')} ({answer['seconds']:.2f} s).", file=sys.stderr)
     return 0 if answer["accepted"] else NOT_ACCEPTED
 
 
-@webhooks.command("replay", epilog=examples("nommerd webhooks replay 3f0c77d1a2b4c5d6e7f8",
-                                            "nommerd webhooks replay 3f0c77d1a2b4c5d6e7f8 --after 2"))
+@webhooks.command("replay", short_help="Send the events of a job again.", epilog=examples(
+    "nommerd webhooks replay 3f0c77d1a2b4c5d6e7f8", "nommerd webhooks replay 3f0c77d1a2b4c5d6e7f8 --after 2"))
 @click.argument("job_id", metavar="JOB")
 @click.option("--after", type=click.IntRange(0), default=0, show_default=True, help="Only the events behind this number.")
 @client_options
@@ -71,10 +73,13 @@ def replay(job_id: str, *, after: int, url: str | None, token: str | None, as_js
     if as_json:
         print_json(job)
         return
-    print(f"{job['id']}  events behind {job['webhook']['accepted_seq']} are due")
+    behind = job["webhook"]["accepted_seq"]
+    print(f"{job['id']}  events behind {behind} are due" if behind < job["event_seq"] else
+          f"{job['id']}  there is no event behind {behind} so far: none is due")
 
 
-@webhooks.command("secret", epilog=examples("nommerd webhooks secret", "nommerd webhooks secret --rotate"))
+@webhooks.command("secret", short_help="How old the signing secret is; replace it.", epilog=examples(
+    "nommerd webhooks secret", "nommerd webhooks secret --rotate"))
 @click.option("--rotate", is_flag=True, help="Replace it, and print the new one. The one before signs for a day more.")
 @client_options
 @json_option

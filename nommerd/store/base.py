@@ -49,7 +49,8 @@ class StoreUnavailable(InfrastructureError):
     """Busy, throttled, full or out of reach: try again later. Whether the write was applied is not known."""
 
     def __init__(self, message: str) -> None:
-        super().__init__("node.store_unavailable", message, "It is tried again; see the store's own log if it lasts.")
+        super().__init__("node.store_unavailable", message.removesuffix(".") + ".",
+                         "It is tried again; see the store's own log if it lasts.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

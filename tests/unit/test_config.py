@@ -82,7 +82,8 @@ port: 3
 net: {allow_networks: [10.0.0.1/8]}
 stages: {mark: nothing}
 """)
-    said = "\n".join(faults(path, {"NOMMERD_WORKER__SLTS": "1", "NOMMERD_JOBS__KEEP_FINISHED_DAYS": "long"}))
+    said = "\n".join(faults(path, {"NOMMERD_WORKER__SLTS": "1", "NOMMERD_JOBS__KEEP_FINISHED_DAYS": "long",
+                                    "NOMMERD_PATHS__PRESETS": "/srv/presets"}))
     for expected in (
         f"{path}:2:3: config.unknown_key: There is no setting api.prot. Did you mean api.port?",
         f"{path}:3:3: config.bad_value: api.port must be an integer",
@@ -94,6 +95,7 @@ stages: {mark: nothing}
         f"{path}:8:10: config.bad_value: stages.mark must be a dotted path",
         "NOMMERD_WORKER__SLTS: config.unknown_key: There is no setting worker.slts. Did you mean NOMMERD_WORKER__SLOTS?",
         "NOMMERD_JOBS__KEEP_FINISHED_DAYS: config.bad_value: jobs.keep_finished_days must be a number",
+        "NOMMERD_PATHS__PRESETS: config.bad_value: paths.presets must be a list. Lists and maps are JSON in the environment",
     ):
         assert expected in said
 

@@ -16,7 +16,7 @@ from nommerd.errors import InfrastructureError
 from nommerd.job import Job, Sweep, new_id
 from nommerd.lifecycle import cancel
 from nommerd.sqlite import Database
-from nommerd.store.base import Document, JobQuery
+from nommerd.store.base import Document, JobQuery, StoreUnavailable
 from nommerd.store.sqlite import DELETED_AT_ONCE, SqliteStore
 
 NOON = datetime(2026, 1, 2, 12, tzinfo=UTC)
@@ -91,3 +91,8 @@ def test_expired_documents_go_in_small_transactions(store: SqliteStore, monkeypa
     store.delete_finals(NOON, 10)
     assert (max(changed), sum(changed)) == (DELETED_AT_ONCE, DELETED_AT_ONCE + 50)
     assert store.documents("log", "p") == []
+
+
+def test_what_sqlite_says_is_a_sentence_of_its_own() -> None:
+    for said in ("database or disk is full", "The store is closed."):
+        assert f"{said.rstrip('.')}. It is tried again" in str(StoreUnavailable(said))

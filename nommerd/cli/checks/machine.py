@@ -28,6 +28,10 @@ def disk(patient: Patient) -> Iterator[Finding]:
     for name, path in places.items():
         there = _existing(path)
         where = f"{name} {path}" + ("" if there == path else f" (made when needed, below {there})")
+        if os.statvfs(there).f_flag & os.ST_RDONLY:
+            yield Finding("disk", FAULT, f"The {where} is on a read-only file system.",
+                          "Mount it for writing (dmesg: did the kernel change it?), or set paths.data and worker.workspace.")
+            continue
         if not os.access(there, os.W_OK | os.X_OK):
             yield Finding("disk", FAULT, f"The {where} cannot be written by this user.",
                           "Run as the user of the service, or set paths.data and worker.workspace.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from urllib.parse import urlsplit
 
 from nommerd.cli.checks.finding import FAULT, OK, WARNING, Finding, Patient, failed
 from nommerd.cli.client import Client, Missing, find_token
+from nommerd.cli.options import printable
 from nommerd.errors import ConfigError, InfrastructureError, NommerdError
 from nommerd.secrets import Secret
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 SKEW_SECONDS = 30.0
 CALL_SECONDS = 5.0
 AWS_TRIES = 1
+REMADE = "delete it, and the feeder makes another."
+KEYS_READ = "put a new key (`nommerd config keygen`) on a line above those in it, and restart feeder and workers."
 
 
 def address(patient: Patient) -> str | None:
@@ -57,10 +61,18 @@ def feeder(patient: Patient) -> Iterator[Finding]:
     if status == 200:
         yield Finding("feeder", OK, f"{client.url} is ready.")
     elif status == 503:
-        yield Finding("feeder", FAULT, f"{client.url} is not ready: {body[:200].decode(errors='replace')}", "See its log.")
+        yield Finding("feeder", FAULT, f"{client.url} is not ready: {_detail(body)}", "See its log.")
     else:
         yield Finding("feeder", FAULT, f"{client.url} answers {status}: that is no feeder.", "Check --url.")
     yield from skew("feeder", headers, "the feeder's")
+
+
+def _detail(body: bytes) -> str:
+    """What a problem document says."""
+    try:
+        return str(json.loads(body)["detail"])
+    except (ValueError, KeyError, TypeError):
+        return printable(body[:200].decode(errors="replace"))
 
 
 def skew(check: str, headers: Mapping[str, str], whose: str) -> Iterator[Finding]:
@@ -78,9 +90,11 @@ def skew(check: str, headers: Mapping[str, str], whose: str) -> Iterator[Finding
 
 
 def tokens(patient: Patient) -> Iterator[Finding]:
-    """The token file's mode, and whether the feeder takes the token."""
+    """Whether the files of token and keys are private, and whether the feeder takes the token."""
     if patient.settings is not None:
         yield from _private("tokens", patient.settings.token_file, "The feeder makes it at its first start.")
+        if not patient.settings.secrets.keys:
+            yield from _private("tokens", patient.settings.keys_file, "The feeder makes it at its first start.", KEYS_READ)
     try:
         client = Client(address(patient), secret(patient))
     except ConfigError as error:
@@ -109,7 +123,7 @@ def _accepted(client: Client) -> Iterator[Finding]:
                   f"may {', '.join(who['scopes'])}.")
 
 
-def _private(check: str, path: Path, absent: str) -> Iterator[Finding]:
+def _private(check: str, path: Path, absent: str, known: str = REMADE) -> Iterator[Finding]:
     """A secret's file is for its owner alone."""
     try:
         about = path.stat()
@@ -122,7 +136,7 @@ def _private(check: str, path: Path, absent: str) -> Iterator[Finding]:
     mode = stat.S_IMODE(about.st_mode)
     if mode & 0o077:
         yield Finding(check, FAULT, f"{path} can be read by others (mode {mode:04o}).",
-                      f"chmod 600 {path}, and take it for known: delete it, and the feeder makes another.")
+                      f"chmod 600 {path}, and take it for known: {known}")
     else:
         yield Finding(check, OK, f"{path} is for its owner alone.")
 

@@ -122,6 +122,7 @@ def test_a_notify_url_needs_a_pipeline_that_notifies(api: Api) -> None:
 def test_unknown_names_and_params_are_named_with_what_there_is(api: Api) -> None:
     unknown = api.submit(pipeline="copi")
     assert (unknown.status, unknown.codes, unknown.places) == (422, ["recipe.unknown_pipeline"], ["body.pipeline"])
+    assert unknown.json["title"] == "Unprocessable Content"  # whatever this Python calls it
     param = api.submit(params={"widht": 3})
     assert (param.status, param.codes, param.places) == (422, ["recipe.unknown_param"], ["body.params.widht"])
     assert api.submit(params={"width": True}).places == ["body.params.width"]

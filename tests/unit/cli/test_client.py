@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from nommerd import __version__
-from tests.unit.cli.scripted import TOKEN, Feeder, event, job, nommerd
+from tests.unit.cli.scripted import TOKEN, Feeder, event, here, job, nommerd
 
 
 def test_submit_sends_absolute_uris_and_only_what_was_given(feeder: Feeder, tmp_path: Path) -> None:
@@ -160,6 +160,25 @@ def test_without_any_token_it_says_where_to_get_one(tmp_path: Path) -> None:
     ended = nommerd(None, "jobs", "ls", XDG_DATA_HOME=str(tmp_path))
     assert ended.returncode == 2
     assert "config.no_token" in ended.stderr
+
+
+def test_an_empty_token_never_becomes_the_operators(feeder: Feeder, tmp_path: Path) -> None:
+    (tmp_path / "nommerd").mkdir()
+    (tmp_path / "nommerd" / "token").write_text("from-the-file\n")
+    ended = nommerd(None, "jobs", "ls", "--token", "", XDG_DATA_HOME=str(tmp_path), NOMMERD_URL=feeder.url)
+    assert (ended.returncode, "--token is empty" in ended.stderr, feeder.asked) == (2, True, [])
+
+
+@pytest.mark.parametrize("expires", ["90", "-1d", "soon"])
+def test_a_token_without_a_unit_of_time_is_not_made(feeder: Feeder, expires: str) -> None:
+    ended = here(feeder, "tokens", "create", "ci", "--scope", "read", "--expires", expires)
+    assert (ended.returncode, "Write 12h or 90d" in ended.stderr, feeder.asked) == (2, True, [])
+
+
+def test_a_replay_of_what_is_not_there_says_so(feeder: Feeder) -> None:
+    for accepted, said in ((2, "events behind 2 are due"), (4, "none is due")):
+        feeder.script = [(202, {"id": "j", "event_seq": 4, "webhook": {"accepted_seq": accepted}})]
+        assert said in here(feeder, "webhooks", "replay", "j", "--after", str(accepted)).stdout
 
 
 @pytest.mark.parametrize("arguments", [

@@ -62,7 +62,7 @@ def test_faults_of_the_configuration_are_told_with_their_place_and_end_with_1(
     ended = here(None, "doctor", "-c", str(config))
     assert ended.returncode == 1
     assert "fault     configuration" in ended.stdout and f"{config}:1:1" in ended.stdout
-    assert "1 faults" in ended.stdout
+    assert "1 fault, " in ended.stdout
 
 
 def test_an_ffmpeg_that_is_missing_or_lacks_an_encoder_is_told_by_preset(tmp_path: Path) -> None:
@@ -214,6 +214,28 @@ def test_a_token_file_that_others_can_read_is_a_fault(tmp_path: Path) -> None:
     assert all("a-token-of-ours" not in one.message + one.hint for one in found)
     file.chmod(0o600)
     assert "fault" not in dict(statuses(services.tokens(patient))).values()
+
+
+def test_keys_that_others_can_read_are_a_fault_and_are_not_to_be_deleted(tmp_path: Path) -> None:
+    patient = settled(tmp_path)
+    file = patient.known.keys_file
+    file.parent.mkdir()
+    file.write_text("a-key-of-ours\n")
+    file.chmod(0o640)
+    (fault,) = [one for one in services.tokens(patient) if one.status == "fault"]
+    assert str(file) in fault.message
+    assert "keygen" in fault.hint
+    assert "delete" not in fault.hint
+    file.chmod(0o600)
+    assert "fault" not in dict(statuses(services.tokens(patient))).values()
+
+
+def test_a_feeder_that_is_not_ready_is_told_in_its_words(feeder: Feeder, tmp_path: Path) -> None:
+    patient = settled(tmp_path)
+    patient.url = feeder.url
+    for answer, said in (({"detail": "It takes no jobs."}, "is not ready: It takes no jobs."), ([], "is not ready: []")):
+        feeder.script = [(503, answer)]
+        assert next(iter(services.feeder(patient))).message.endswith(said)
 
 
 def test_it_is_one_list_of_checks_for_people_and_machines() -> None:

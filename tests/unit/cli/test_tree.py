@@ -179,7 +179,25 @@ def test_commands_options_and_choices_are_completed() -> None:
     assert {"--state", "--since"} <= set(completed("jobs", "ls", "--s"))
     assert completed("jobs", "ls", "--state", "EN") == ["ENCODING"]
     assert completed("encode", "a", "b", "-p", "web-4") == ["web-480p"]
+    assert completed("explain", "a", "-p", "web-4") == ["web-480p"]
     assert set(completed("")) == set(COMMANDS)
+
+
+@pytest.mark.parametrize("words", [
+    ["encode", "ho"], ["encode", "a", "ho"], ["encode", "a", "b", "--pipeline", "ho"], ["submit", "ho"], ["explain", "ho"],
+    ["up", "-c", "ho"], ["watch", "in", "-o", "ho"], ["backup", "ho"]], ids=" ".join)
+def test_files_are_left_to_the_shell(words: list[str]) -> None:
+    env = {**os.environ, "_NOMMERD_COMPLETE": "bash_complete", "COMP_WORDS": shlex.join(["nommerd", *words]),
+           "COMP_CWORD": str(len(words))}
+    ended = subprocess.run([sys.executable, "-m", "nommerd"], env=env, capture_output=True, text=True, timeout=30)
+    assert ended.stdout.splitlines() == ["file,ho"]
+
+
+def test_lists_of_commands_are_not_cut_off() -> None:
+    for group in ("webhooks", "aws", "jobs", "tokens", "workers", "presets", "pipelines", "config"):
+        listed = here(None, group, "--help", COLUMNS="80").stdout.partition("Commands:")[2].partition("Examples:")[0]
+        assert listed
+        assert "..." not in listed, group
 
 
 @pytest.mark.parametrize("words", [["e"], ["encode", "--o"], ["jobs", "ls", "--"], ["doctor", "--"]], ids=" ".join)

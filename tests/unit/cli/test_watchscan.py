@@ -13,7 +13,7 @@ from nommerd.cli.watcher import Plan, Tell, Watcher
 from nommerd.cli.watchnames import destination
 from nommerd.cli.watchscan import Scanner
 from nommerd.cli.watchstate import Entry, State, opened
-from nommerd.errors import ConfigError, InfrastructureError
+from nommerd.errors import ConfigError, InfrastructureError, InputError
 from nommerd.secrets import Secret
 from tests.unit.cli.scripted import TOKEN, Feeder, here, job
 
@@ -194,6 +194,15 @@ def test_a_refused_file_is_asked_for_once_and_by_the_next_watch_again(feeder: Fe
     feeder.script = [EXPLAINED, (201, job()), (200, job(state="FINISHED"))]
     with opened(tmp_path, folder) as state:
         assert watcher(feeder, state, folder).run() == 0
+
+
+def test_a_folder_that_the_feeder_may_not_read_is_told_by_its_own_name(feeder: Feeder, tmp_path: Path) -> None:
+    outside = {"place": "body.source", "code": "source.outside_roots", "message": "/in/film.mov is outside.", "hint": ""}
+    feeder.script = [(422, {"errors": [outside]})]
+    with opened(tmp_path, tmp_path) as state, pytest.raises(InputError) as caught:
+        watcher(feeder, state, tmp_path).run()
+    assert str(caught.value).startswith(f"source.outside_roots: {tmp_path} is outside")
+    assert "film.mov" not in str(caught.value)
 
 
 def test_a_new_version_waits_for_the_job_of_the_old_one(feeder: Feeder, tmp_path: Path) -> None:
