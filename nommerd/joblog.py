@@ -67,9 +67,11 @@ class LogKeeper:
     def _write(self) -> None:
         self._version += 1
         try:
-            with gevent.Timeout(WRITE_SECONDS, TimeoutError("it took too long")):
+            with gevent.Timeout(WRITE_SECONDS):
                 self._store.put_document(
                     Document(kind=KIND, scope=scope_of(self._key), name=f"{self._number:06}", body=self._text(),
                              version=self._version, expires=time.time() + self._keep_days * DAY_SECONDS), None)
+        except gevent.Timeout:  # no Exception: a client's own retries do not take it for one
+            logs.get().warning("log.not_kept", why="it took too long")
         except Exception as error:  # nobody waits for a log, and no job fails for one
             logs.get().warning("log.not_kept", why=f"{type(error).__name__}: {error}")

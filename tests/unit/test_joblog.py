@@ -87,6 +87,24 @@ def test_what_cannot_be_written_is_dropped_and_told(log: StringIO) -> None:
     wait_until(lambda: kept(store) == ["x"], 5, "the last write")
 
 
+class Retrying(MemoryStore):
+    """Takes any Exception for one of its connection, as botocore does, and asks again."""
+
+    def put_document(self, document: Document, expected_version: int | None) -> None:
+        for _ in range(5):
+            try:
+                gevent.sleep(60)
+            except Exception:
+                continue
+
+
+def test_a_write_that_hangs_is_dropped_in_time_whatever_its_client_makes_of_errors(
+        log: StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nommerd.joblog.WRITE_SECONDS", 0.05)
+    LogKeeper(Retrying(), KEY, 1, lambda: json.dumps("x"), keep_days=3).finish()
+    wait_until(lambda: "it took too long" in log.getvalue(), 5, "the warning")
+
+
 def test_logs_come_in_the_order_of_the_attempts() -> None:
     store = MemoryStore()
     for number in (12, 2, 100):
