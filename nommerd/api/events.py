@@ -37,6 +37,7 @@ GONE_SECONDS = 1.0  # how soon a reader that went away is noticed
 SEND_SECONDS = 10.0  # a reader that takes nothing for so long is left
 SEND_BUFFER_BYTES = 64 * 1024  # what the kernel holds for one that does not read
 UNHEARD_MILLISECONDS = 30_000  # a peer that acknowledges nothing for so long is gone
+STREAM_SECONDS = 3600.0  # then it ends without an `end`, and who comes back shows a token that is right by then
 STREAMS_MAX = 128
 STREAMS_OF_PROJECT_MAX = 64
 RETRY_SECONDS = 5
@@ -115,7 +116,8 @@ class Streams:
                          "Ask with ?wait= instead.", Retry_After=str(RETRY_SECONDS))
 
     def stream(self, job: Job, after: int, reader: Reader) -> Iterator[bytes]:
-        """What goes to the reader, piece by piece, until the job is final, this process stops or the reader is gone."""
+        """What goes to the reader, piece by piece, until the job is final, this process stops, the reader is gone or
+        STREAM_SECONDS are over."""
         with self._counted(job.project), self._waiters.listen(job.key) as hint:
             yield f"retry: {1000 * RETRY_SECONDS}\n\n".encode()
             try:
@@ -124,8 +126,8 @@ class Streams:
                 return
 
     def _pieces(self, key: Key, told: Told, hint: Hint, reader: Reader) -> Iterator[bytes]:
-        spoken = time.monotonic()
-        while not self._waiters.closed:
+        spoken = begun = time.monotonic()
+        while not self._waiters.closed and time.monotonic() - begun < STREAM_SECONDS:
             hint.clear()
             looked = time.monotonic()
             job = self._read(key)

@@ -267,6 +267,14 @@ def test_the_end_of_the_feeder_ends_streams_at_once_and_not_for_good(scene: Scen
     assert time.monotonic() - begun < module.PROGRESS_SECONDS / 2
 
 
+def test_a_stream_ends_after_an_hour_so_that_its_token_is_judged_anew(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "STREAM_SECONDS", 0.0)
+    stream = scene.open()
+    assert stream.rest() == []
+    monkeypatch.undo()
+    assert scene.open().next() is not None
+
+
 def test_streams_are_few_for_one_project_and_for_all(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STREAMS_OF_PROJECT_MAX", 1)
     one = scene.open()
