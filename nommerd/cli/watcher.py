@@ -184,10 +184,10 @@ class Watcher:
         key = self._key(found)
         entry, before = self.state.entries.get(key), self.state.latest.get(found.path)
         if self._refused.get(found.path) != key and (entry is None or entry.state == UNSENT):
-            if before is not None and before.open and before.job is not None:
-                return  # an older version is at work: two jobs would race for one destination
-            if before is not None and before.open:
-                self.state.put(before, state=UNSENT)
+            if before is not None and before.open:  # an older version is at work: two jobs would race for one destination
+                if before.job is None:  # or it may be: only the feeder knows whether it got that
+                    self._send(before, found)
+                return
             entry = self._planned(key, found)
         if entry is not None and entry.open and entry.job is None:
             self._send(entry, found)
@@ -216,12 +216,6 @@ class Watcher:
         recipe = {name: self.plan.recipe.get(name) for name in ("preset", "pipeline", "params", "on_damage")}
         told = [str(self.plan.folder), found.path, found.size, found.mtime_ns, recipe, self.plan.out]
         return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-
-    def _give_up_older(self, path: str) -> None:
-        """A submission of content that is no longer there, and that was never heard of."""
-        before = self.state.latest.get(path)
-        if before is not None and before.open and before.job is None:
-            self.state.put(before, state=UNSENT)
 
     def _planned(self, key: str, found: Found) -> Entry | None:
         """The submission, remembered before it is sent; None where its output would be looked at in its turn."""

@@ -226,6 +226,25 @@ def test_a_new_version_waits_for_the_job_of_the_old_one(feeder: Feeder, tmp_path
     assert feeder.asked[5][2]["overwrite"] is True, "its own output may be replaced"
 
 
+def test_a_new_version_waits_also_for_an_old_one_of_which_nobody_heard_whether_it_was_taken(
+        feeder: Feeder, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    file = folder / "a.mov"
+    file.write_bytes(b"1")
+    feeder.script = [EXPLAINED, OUTAGE]
+    with opened(tmp_path, folder) as state:
+        watcher(feeder, state, folder)._round()
+    file.write_bytes(b"12")
+    feeder.script = [EXPLAINED, (200, job(id="old")), (200, job(id="old", state="FINISHED")), (201, job(id="new")),
+                     (200, job(id="new", state="FINISHED"))]
+    with opened(tmp_path, folder) as state:
+        assert watcher(feeder, state, folder).run() == 0
+    lost, again, new = [(body, headers["idempotency-key"]) for _, path, body, headers in feeder.asked if path == "/v1/jobs"]
+    assert lost == again and new[1] != lost[1]
+    assert new[0] == {**lost[0], "overwrite": True}, "what the old one made is not in its way"
+
+
 def test_where_the_feeder_cannot_tell_a_name_outputs_get_a_folder_each(feeder: Feeder, tmp_path: Path) -> None:
     folder = tmp_path / "in"
     folder.mkdir()
