@@ -142,7 +142,9 @@ class Gate:
         given = environ.get("HTTP_AUTHORIZATION")
         if given is not None and self._too_many(_peer(environ)):
             environ.get(PAUSE, _no_pause)(WRONG_TOKEN_PAUSE_SECONDS)
-            raise refuse(429, "header.Authorization", "request.too_many_tokens", "Too many wrong tokens.",
+            raise refuse(429, "header.Authorization", "request.too_many_tokens",
+                         "This is not a token of this server, and too many wrong ones came.",
+                         "Look at the token: a right one is taken at once. Others are looked at again after a minute.",
                          Retry_After=f"{WRONG_TOKENS_SECONDS:.0f}", WWW_Authenticate=CHALLENGE)
         raise refuse(401, "header.Authorization", "request.unauthorized",
                      "This needs a token." if given is None else "This is not a token of this server.",

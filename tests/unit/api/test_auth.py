@@ -39,6 +39,7 @@ def test_many_wrong_tokens_are_slowed_and_the_right_one_still_passes() -> None:
             gate.check({"PATH_INFO": "/v1/jobs", "HTTP_HOST": "localhost", "REMOTE_ADDR": address,
                         "HTTP_AUTHORIZATION": f"Bearer {token}"})
         except Refusal as refusal:
+            assert refusal.faults[0].hint
             return refusal.status
         return 200
     assert [ask("wrong") for _ in range(20)] == [401] * 20
