@@ -27,6 +27,7 @@ from nommerd.api.view import as_of, job_json
 from nommerd.api.waiters import Waiters
 from nommerd.errors import InfrastructureError
 from nommerd.job import Job, Key
+from nommerd.runtime import native
 from nommerd.store.base import Store, UnknownJob
 
 EVENT_STREAM = "text/event-stream"
@@ -88,8 +89,9 @@ class Reader:
         if self._socket is None:
             return False
         try:
-            readable = select.select([self._socket], [], [], 0)[0]
-            return bool(readable) and not self._socket.recv(1, socket.MSG_PEEK)
+            poll = native("select", "poll")()  # `select` knows no descriptor over 1023
+            poll.register(self._socket, select.POLLIN)
+            return bool(poll.poll(0)) and not self._socket.recv(1, socket.MSG_PEEK)
         except (OSError, ValueError):
             return True
 

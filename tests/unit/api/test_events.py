@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import gevent
@@ -240,6 +244,28 @@ def test_a_reader_that_goes_away_frees_its_place_soon(scene: Scene) -> None:
     stream.close()
     wait_until(scene.nobody_reads, 5, "its greenlet to end")
     assert time.monotonic() - begun < 3, "long before the next thing there is to say"
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """More descriptors than `select` knows, where the machine allows them."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= hard < 2048:
+        pytest.skip("this machine allows no more")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.usefixtures("many_files")
+def test_a_reader_is_seen_whatever_number_its_socket_has() -> None:
+    ours, theirs = socket.socketpair()
+    with closing(theirs), closing(socket.socket(fileno=fcntl.fcntl(ours, fcntl.F_DUPFD, 1024))) as high:
+        ours.close()
+        reader = module.Reader(SimpleNamespace(socket=high))
+        assert not reader.gone
+        theirs.shutdown(socket.SHUT_WR)
+        assert reader.gone
 
 
 def test_a_reader_that_takes_nothing_frees_its_place(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
