@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from urllib.parse import quote
@@ -31,6 +32,9 @@ from nommerd.secrets import split_uri
 from nommerd.storage.base import Storage, name_of
 
 PIECE_BYTES = 256 * 1024  # read at once, off the hub
+SENT_MAX = 256  # outputs on their way at once, each with an open file
+SENT_OF_PROJECT_MAX = 128
+RETRY_SECONDS = 5
 NAME_MAX = 120
 UNSAFE = frozenset('/\\:*?"<>|;%')  # in names of files, on some system or in the header
 OTHER = "application/octet-stream"
@@ -59,13 +63,34 @@ class MediaQuery(BaseModel):
     ticket: str
 
 
+class Sending:
+    """How many outputs are on their way, by project."""
+
+    def __init__(self) -> None:
+        self._open: Counter[str] = Counter()
+
+    def begin(self, project: str) -> Callable[[], None]:
+        """What is to be called at the end. 429 where the project has as many as it may, 503 where all have."""
+        for count, most, status in ((self._open[project], SENT_OF_PROJECT_MAX, 429), (self._open.total(), SENT_MAX, 503)):
+            if count >= most:
+                raise refuse(status, "request", "request.too_many_downloads", f"{most} outputs are being sent.",
+                             "Wait for some to end.", Retry_After=str(RETRY_SECONDS))
+        self._open[project] += 1
+
+        def end() -> None:
+            self._open[project] -= 1
+            self._open += Counter()  # forget projects without any
+
+        return end
+
 
 def media_routes(jobs: Jobs) -> list[Route]:
     """An output's bytes, by token or by ticket, and the tickets."""
+    sending = Sending()
 
     def output(call: Call) -> Answer:
         job = jobs.of(call.access.project).show(call.path["id"])
-        return _answer(jobs, call, job, _chosen(job, call.path["n"]))
+        return _answer(jobs, sending, call, job, _chosen(job, call.path["n"]))
 
     def link(call: Call) -> Answer:
         job = jobs.of(call.access.project).show(call.path["id"])
@@ -82,7 +107,7 @@ def media_routes(jobs: Jobs) -> list[Route]:
             raise refuse(403, "query.ticket", "request.bad_ticket", str(error),
                          "POST /v1/jobs/ID/outputs/N/link makes one.") from None
         job = jobs.of(ticket.project).show(ticket.job)
-        return _answer(jobs, call, job, _chosen(job, str(ticket.output)))
+        return _answer(jobs, sending, call, job, _chosen(job, str(ticket.output)))
 
     asked = {"Range": "One range of bytes.", "If-Range": "Heed Range only if the output has this ETag.",
              "If-None-Match": "Answer 304 if the output has this ETag."}
@@ -106,7 +131,7 @@ def _chosen(job: Job, number: str) -> Output:
     raise refuse(404, "path.n", "request.unknown_output", "The job has no such output.", there)
 
 
-def _answer(jobs: Jobs, call: Call, job: Job, output: Output) -> Answer:
+def _answer(jobs: Jobs, sending: Sending, call: Call, job: Job, output: Output) -> Answer:
     """Its bytes, or where to get them."""
     etag = f'"{output.sha256}"'
     kind = content_type(output.uri)
@@ -120,6 +145,7 @@ def _answer(jobs: Jobs, call: Call, job: Job, output: Output) -> Answer:
         return _elsewhere(backend, uri, output, headers["Content-Disposition"], kind)
     pieces = Pieces(descriptor, 0, output.bytes)
     try:
+        pieces.done = sending.begin(job.project)
         if os.fstat(descriptor).st_size != output.bytes:
             raise _changed()
         given = call.header("If-None-Match")
@@ -195,6 +221,7 @@ class Pieces:
     descriptor: int
     start: int
     count: int
+    done: Callable[[], None] = lambda: None
 
     def __iter__(self) -> Iterator[bytes]:
         at, end = self.start, self.start + self.count
@@ -213,3 +240,4 @@ class Pieces:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+            self.done()

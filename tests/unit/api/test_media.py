@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from nommerd.api import media as module
 from nommerd.api import tickets
+from nommerd.api.problems import Refusal
 from nommerd.job import JobState, Key, Output, utcnow
 from nommerd.storage.base import StorageRegistry, UploadOptions
 from tests.s3_scene import Scene, publish, s3_scene
@@ -117,6 +119,24 @@ def test_what_a_browser_might_run_is_a_download_of_no_type(api: Api, name: str) 
 def test_an_output_that_the_job_has_not_is_not_found(api: Api, number: str) -> None:
     answer = fetch(api, finished(api), number)
     assert (answer.status, answer.codes) == (404, ["request.unknown_output"])
+
+
+@pytest.mark.parametrize(("limit", "status"), [("SENT_OF_PROJECT_MAX", 429), ("SENT_MAX", 503)])
+def test_so_many_outputs_are_sent_at_once(api: Api, monkeypatch: pytest.MonkeyPatch, limit: str, status: int) -> None:
+    monkeypatch.setattr(module, limit, 1)
+    job_id = finished(api)
+    for asked in ({}, {"HTTP_RANGE": "bytes=0-0"}, {"HTTP_RANGE": f"bytes={len(BODY)}-"}, {"HTTP_IF_NONE_MATCH": "*"}):
+        fetch(api, job_id, **asked)  # over when it was answered
+    sending = module.Sending()
+    end = sending.begin("default")
+    with pytest.raises(Refusal) as caught:
+        sending.begin("default")
+    assert (caught.value.status, [fault.code for fault in caught.value.faults]) == (status, ["request.too_many_downloads"])
+    end()
+    sending.begin("default")
+    assert fetch(api, job_id).status == 200
+    monkeypatch.setattr(module, limit, 0)
+    assert (fetch(api, job_id).status, api.call("GET", "/v1/media", query=linked(api, job_id)).status) == (status, status)
 
 
 def test_a_job_that_is_not_finished_has_no_output(api: Api) -> None:
