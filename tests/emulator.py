@@ -83,6 +83,15 @@ def until_parent_ends():
     sys.stdin.buffer.read()
     os._exit(0)
 threading.Thread(target=until_parent_ends, daemon=True).start()
+from moto.dynamodb.models import DynamoDBBackend
+one_at_a_time = threading.RLock()  # moto looks at a condition and then writes: two threads of its server may both have looked
+def atomic(method):
+    def call(*arguments, **named):
+        with one_at_a_time:
+            return method(*arguments, **named)
+    return call
+for name in ("put_item", "update_item", "delete_item"):
+    setattr(DynamoDBBackend, name, atomic(getattr(DynamoDBBackend, name)))
 from moto.server import main
 main(["-H", "127.0.0.1", "-p", sys.argv[1]])
 """
