@@ -32,7 +32,7 @@ from nommerd.api.original import Original, check_nommers
 from nommerd.api.pages import page_routes
 from nommerd.api.recipes import Recipes
 from nommerd.api.route import Route
-from nommerd.api.server import Server
+from nommerd.api.server import Server, allow_files
 from nommerd.api.stats import Stats
 from nommerd.api.tokens import token_routes
 from nommerd.api.waiters import Waiters
@@ -146,6 +146,7 @@ class Feeder:
             *page_routes(self._ready),
         ]
         self.routes.append(openapi_route(self.routes))
+        allow_files()
         self._server = Server(settings.api.host, settings.api.port, create_app(self.routes, gate, original))
         self._next_retention = time.monotonic()
 

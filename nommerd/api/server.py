@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import io
 import re
+import resource
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from nommerd.errors import ConfigError
 
 CONNECTIONS_MAX = 1024
 CONNECTIONS_SPARE = 32  # when fewer are left, those are closed that let us wait the longest
+FILES = 4 * CONNECTIONS_MAX  # descriptors: connections, the outputs that some of them send, the store's, those of programs
 BACKLOG = 512
 IDLE_SECONDS = 75.0  # a kept-alive connection without a request; also any one read or write
 READ_BYTES = 64 * 1024  # at once
@@ -325,6 +327,14 @@ class Server(WSGIServer):  # type: ignore[misc]
                     connection.shutdown(socket.SHUT_RDWR)
             self.pool.join(timeout=0.05)
         self.pool.kill(block=True, timeout=1)
+
+
+def allow_files() -> None:
+    """Let this process open FILES files, as far as the hard limit goes: 1024, the usual one, are its connections alone."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def _listener(host: str, port: int) -> socket.socket:

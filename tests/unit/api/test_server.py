@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -88,6 +90,12 @@ def test_a_request_line_that_never_ends_is_cut_off(start: Start) -> None:
     begun = time.monotonic()
     until_closed(connect(start(), b"GET /"))
     assert time.monotonic() - begun < 5
+
+
+def test_more_files_are_allowed_than_the_usual_limit() -> None:
+    script = ("import resource as r; r.setrlimit(r.RLIMIT_NOFILE, (256, 900)); from nommerd.api.server import allow_files; "
+              "allow_files(); print(r.getrlimit(r.RLIMIT_NOFILE))")
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "(900, 900)\n"
 
 
 def test_an_idle_connection_is_closed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
