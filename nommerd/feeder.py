@@ -43,7 +43,7 @@ from nommerd.aws.clients import Clients
 from nommerd.bus import open_bus
 from nommerd.bus.base import Bus, Delivery
 from nommerd.catalog import Catalog, load_stages
-from nommerd.catalogs import Catalogs
+from nommerd.catalog.projects import Catalogs
 from nommerd.config import Settings
 from nommerd.control import Control
 from nommerd.deliveries import Deliveries

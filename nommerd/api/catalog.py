@@ -15,9 +15,9 @@ from nommerd.api.negotiate import changed, check_conditions, conditional, not_mo
 from nommerd.api.problems import Fault, Refusal, from_error, refuse
 from nommerd.api.route import JSON, Answer, Call, Route
 from nommerd.catalog import Kind
-from nommerd.catalogs import Catalogs
+from nommerd.catalog.overlay import KINDS, NAMED_BYTES_MAX, ProjectCatalog
+from nommerd.catalog.projects import Catalogs
 from nommerd.errors import InputError, ManyErrors, NommerdError
-from nommerd.overlay import KINDS, NAMED_BYTES_MAX, ProjectCatalog
 from nommerd.pipeline.loader import BYTES_MAX, load_yaml
 from nommerd.pipeline.params import known_hint
 from nommerd.pipeline.spec import NAME_PATTERN

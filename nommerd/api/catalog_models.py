@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from nommerd.catalog import Catalog, Kind
-from nommerd.linking import Preset
+from nommerd.catalog.linking import Preset
 from nommerd.pipeline.params import ParamSpec, Value
 from nommerd.pipeline.spec import InputSpec, Pipeline, PipelineDocument, PresetDocument
 

@@ -174,7 +174,7 @@ def _local_list(kind: Any, config_file: Path | None) -> list[dict[str, Any]]:
 
 
 def _local(kind: Any, name: str, config_file: Path | None, as_json: bool) -> Any:
-    from nommerd.checking import read_file
+    from nommerd.catalog.checking import read_file
     from nommerd.cli.configure import load_all
     from nommerd.pipeline.params import known_hint
 
@@ -191,7 +191,7 @@ def _local(kind: Any, name: str, config_file: Path | None, as_json: bool) -> Any
 
 
 def _check(kind: Any, files: tuple[Path, ...], config_file: Path | None, as_json: bool) -> None:
-    from nommerd.checking import CheckedFiles
+    from nommerd.catalog.checking import CheckedFiles
     from nommerd.cli.configure import load_all
 
     checked = CheckedFiles(load_all(config_file)[1], files, kind)
@@ -230,7 +230,7 @@ def _push(kind: str, files: tuple[Path, ...], *, dry_run: bool, create_only: boo
 
 def _named(kind: Any, files: tuple[Path, ...]) -> list[tuple[Path, str, bytes]]:
     """Each file with its document's name and its text. Faults of all of them are told before anything is sent."""
-    from nommerd.checking import kind_of, read_file
+    from nommerd.catalog.checking import kind_of, read_file
 
     found: list[tuple[Path, str, bytes]] = []
     faults: list[NommerdError] = []

@@ -25,7 +25,7 @@ from nommerd.api.waiters import Waiters
 from nommerd.bus.base import Bus
 from nommerd.bus.memory import MemoryBus
 from nommerd.catalog import Catalog
-from nommerd.catalogs import Catalogs
+from nommerd.catalog.projects import Catalogs
 from nommerd.control import Control
 from nommerd.errors import ConfigError, NommerdError
 from nommerd.job import Job

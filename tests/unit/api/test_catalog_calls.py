@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 
-from nommerd import overlay
 from nommerd.api.access import Scope
 from nommerd.api.catalog import DOCUMENTS_MAX, TOTAL_MAX
-from nommerd.catalog import Catalog
+from nommerd.catalog import Catalog, overlay
+from nommerd.catalog.linking import Linker
 from nommerd.errors import InputError
-from nommerd.linking import Linker
 from nommerd.pipeline.allowed import VALUES_MAX
 from nommerd.pipeline.recipe import Recipe, StageSpec, build_stages
 from nommerd.store.base import Conflict, Document

@@ -14,8 +14,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from nommerd.catalog.linking import Linker, Preset, Written
 from nommerd.errors import ConfigError, InputError, ManyErrors, NommerdError
-from nommerd.linking import Linker, Preset, Written
 from nommerd.pipeline.loader import BYTES_MAX, load_yaml
 from nommerd.pipeline.params import Value, from_text, known_hint
 from nommerd.pipeline.recipe import Inputs, Recipe, make_recipe

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from nommerd.catalog import Catalog, Kind, Source
+from nommerd.catalog.disk import Catalog, Kind, Source
+from nommerd.catalog.linking import Linker, Preset, Written
 from nommerd.errors import InputError, NommerdError
-from nommerd.linking import Linker, Preset, Written
 from nommerd.pipeline.allowed import check_allowed, is_short
 from nommerd.pipeline.loader import load_yaml
 from nommerd.pipeline.spec import Pipeline, read_pipeline, read_preset

@@ -14,9 +14,9 @@ import pytest
 from nommerd.api.models import submission
 from nommerd.api.recipes import Recipes
 from nommerd.catalog import Catalog
-from nommerd.catalogs import FRESH_SECONDS, PROJECTS_KEPT, RETRY_SECONDS, Catalogs
+from nommerd.catalog.overlay import ProjectCatalog
+from nommerd.catalog.projects import FRESH_SECONDS, PROJECTS_KEPT, RETRY_SECONDS, Catalogs
 from nommerd.errors import InputError
-from nommerd.overlay import ProjectCatalog
 from nommerd.store.base import Document, StoreUnavailable
 from nommerd.store.memory import MemoryStore
 from tests.rig import wait_until

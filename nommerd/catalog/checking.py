@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nommerd.catalog import Catalog, Kind
+from nommerd.catalog.disk import Catalog, Kind
+from nommerd.catalog.linking import Written
 from nommerd.errors import ConfigError, NommerdError
-from nommerd.linking import Written
 from nommerd.pipeline.loader import BYTES_MAX, load_yaml
 from nommerd.pipeline.spec import Pipeline, read_pipeline, read_preset
 from nommerd.pipeline.tree import Faults, Node

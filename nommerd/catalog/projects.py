@@ -12,8 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from nommerd.catalog import Catalog
-from nommerd.overlay import KINDS, ProjectCatalog
+from nommerd.catalog.disk import Catalog
+from nommerd.catalog.overlay import KINDS, ProjectCatalog
 from nommerd.runtime import in_pool
 from nommerd.store.base import Document, Store, StoreUnavailable
 
