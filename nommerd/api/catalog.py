@@ -12,7 +12,7 @@ from nommerd.api.body import shown as quoted
 from nommerd.api.catalog_models import DOCUMENTS, LISTS, SHOWN, ChangeQuery, listed, shown
 from nommerd.api.models import validated_query
 from nommerd.api.negotiate import changed, check_conditions, conditional, not_modified, preferred
-from nommerd.api.problems import Fault, Refusal, from_error, refuse
+from nommerd.api.problems import Fault, Refusal, busy, from_error, refuse
 from nommerd.api.route import JSON, Answer, Call, Route
 from nommerd.catalog import Kind
 from nommerd.catalog.overlay import KINDS, NAMED_BYTES_MAX, ProjectCatalog
@@ -101,7 +101,7 @@ class _Calls:
                 except Conflict:  # through another feeder
                     if conditional(call):
                         break
-        raise changed("If-Match", "Somebody changed it meanwhile.")
+        raise _lost_race(call)
 
     def _put(self, kind: Kind, call: Call, node: Node, text: str, dry_run: bool) -> Answer:
         project, name = call.access.project, call.path["name"]
@@ -149,12 +149,19 @@ class _Calls:
                         break
                 finally:
                     self._catalogs.changed(project)
-        raise changed("If-Match", "Somebody changed it meanwhile.")
+        raise _lost_race(call)
 
     def _check_disk(self, kind: Kind, name: str) -> None:
         if (kind, name) in self._catalogs.disk.sources:
             raise refuse(409, "path.name", "recipe.on_disk", f"The {KINDS[kind]} {name} lies on the feeder's disk.",
                          "Choose another name: what is on the disk is the operator's, and comes first.")
+
+
+def _lost_race(call: Call) -> Refusal:
+    """Somebody else was first: a caller with conditions must look again, one without may say the same once more."""
+    if conditional(call):
+        return changed("If-Match", "Somebody changed it meanwhile.")
+    return busy("The document kept changing.")
 
 
 def _unknown(catalog: ProjectCatalog, kind: Kind, name: str) -> Refusal:

@@ -190,6 +190,10 @@ def test_a_change_through_another_feeder_meanwhile_is_no_ones_loss(api: Api) -> 
     store.races = 2
     last = put(api, "presets/ours", PRESET.replace("320", "64"))
     assert (last.status, last.json["params"], last.json["version"]) == (200, {"width": 64}, 5)
+    store.races = 99
+    beaten = put(api, "presets/ours", PRESET.replace("320", "32"))
+    assert (beaten.status, "retry-after" in beaten.headers) == (503, True)  # it set no condition that could have failed
+    store.races = 0
     with pytest.raises(Conflict):
         store.put_document(Document(kind="preset", scope="default", name="ours", body=PRESET), 1)
 
