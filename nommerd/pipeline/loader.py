@@ -20,6 +20,7 @@ from nommerd.errors import ConfigError, NommerdError
 from nommerd.pipeline.tree import DEPTH_MAX, FAULTS_MAX, Faults, Node, Scalar, check_text, in_range
 
 BYTES_MAX = 64 * 1024
+TOO_DEEP = f"Nested more than {DEPTH_MAX} deep."
 _WRITE_OUT = "Write the value out; quote a text that starts with {}."
 _Loader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -55,7 +56,10 @@ def load_yaml(text: str | bytes, file: str, raises: type[NommerdError] = ConfigE
         mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
         problem = getattr(error, "problem", None) or "this is not YAML"
         context = getattr(error, "context", None)
-        faults.add("bad_yaml", f"YAML: {problem}{f' ({context})' if context else ''}.", _advice(problem), _place(file, mark))
+        said = f"YAML: {problem}{f' ({context})' if context else ''}."
+        if "nesting depth" in problem:  # libyaml's own bound: its scanner is ahead of what it parses
+            said = TOO_DEEP
+        faults.add("bad_yaml", said, _advice(problem), _place(file, mark))
     except (ValueError, OverflowError):  # escapes beyond Unicode, with the parser in Python
         faults.add("bad_yaml", "YAML: a character that does not exist.", place=_place(file, None))
     faults.check()
@@ -163,7 +167,7 @@ class _Builder:
                 self._put(Node(self._scalar(event, place), place, place), None)
             return
         if len(self._stack) + self._skipping >= DEPTH_MAX:
-            self._fault(f"Nested more than {DEPTH_MAX} deep.", "", place)
+            self._fault(TOO_DEEP, "", place)
             self.done = True
         elif self._expects_key() or self._skipping:
             if not self._skipping:
