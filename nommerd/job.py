@@ -205,6 +205,7 @@ class Job:
     progress: float = 0.0  # 0 to 1, over all stages
     stage: str | None = None
     eta_seconds: float | None = None
+    speed: float | None = None  # of the encode that runs: media seconds a second
     staged: tuple[Staged, ...] = ()
     outputs: tuple[Output, ...] = ()
     error: Problem | None = None

@@ -48,6 +48,7 @@ class _News:
     progress: float
     stage: str | None
     eta_seconds: float | None = None
+    speed: float | None = None
 
 
 class Lease:
@@ -131,9 +132,9 @@ class Lease:
         self._write(lifecycle.advance(self._owner, state, stage_id, progress, utcnow()))
         self._reported, self._reported_at = self._news, self._clock()
 
-    def progress(self, progress: float, stage_id: str, eta_seconds: float | None) -> None:
+    def progress(self, progress: float, stage_id: str, eta_seconds: float | None, speed: float | None = None) -> None:
         """Note how far the job is. Never waits, never raises; any thread may call it."""
-        self._news = _News(progress, stage_id, eta_seconds)
+        self._news = _News(progress, stage_id, eta_seconds, speed)
 
     def stage_outputs(self, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> None:
         """Durably note the whole list of what is about to be uploaded. Raises Fenced."""
@@ -147,7 +148,7 @@ class Lease:
 
     def _renewal(self) -> Change:
         news = self._news
-        return lifecycle.renew(self._owner, news.progress, news.stage, news.eta_seconds)
+        return lifecycle.renew(self._owner, news.progress, news.stage, news.eta_seconds, news.speed)
 
     def _write(self, change: Change) -> None:
         """Write a change that renews the lease, trying for as long as the lease lives."""
@@ -250,4 +251,4 @@ class Lease:
     def _report(self, now: float) -> None:
         news = self._reported = self._news
         self._reported_at = now
-        self._store.report_progress(self._key, self._token, news.progress, news.stage, news.eta_seconds)
+        self._store.report_progress(self._key, self._token, news.progress, news.stage, news.eta_seconds, news.speed)

@@ -78,7 +78,7 @@ def cancel(at: datetime) -> Change:
             raise Refused(job, "only a job that is not final can be cancelled")
         if job.claimed:
             return replace(job, cancel_requested=True)
-        return job.move(JobState.CANCELLED, at, cancel_requested=True, eta_seconds=None, error=None)
+        return job.move(JobState.CANCELLED, at, cancel_requested=True, eta_seconds=None, speed=None, error=None)
 
     return change
 
@@ -101,7 +101,7 @@ def abandon(at: datetime) -> Change:
     def change(job: Job) -> Job:
         if job.claimed or job.state.final or job.token == 0:
             return job
-        return job.move(JobState.ABANDONED, at, eta_seconds=None)
+        return job.move(JobState.ABANDONED, at, eta_seconds=None, speed=None)
 
     return change
 
@@ -136,17 +136,20 @@ def claim(owner: Owner, message_id: str, lease_seconds: float, at: datetime) -> 
         attempt = Attempt(number=token, worker=owner.worker, node=owner.node, begun=at)
         return replace(job, owner=owner, token=token, attempts_charged=job.attempts_charged + (not job.adopt_only),
                        message_id=message_id, lease_version=job.lease_version + 1, lease_seconds=lease_seconds, progress=0.0,
-                       stage=None, eta_seconds=None, attempts=(*job.attempts, attempt)[-ATTEMPTS_KEPT:])
+                       stage=None, eta_seconds=None, speed=None,
+                       attempts=(*job.attempts, attempt)[-ATTEMPTS_KEPT:])
 
     return change
 
 
-def renew(owner: Owner, progress: float, stage: str | None, eta_seconds: float | None) -> Change:
+def renew(owner: Owner, progress: float, stage: str | None, eta_seconds: float | None,
+          speed: float | None = None) -> Change:
     """Ours for another lease."""
 
     def change(job: Job) -> Job:
         _owned(job, owner)
-        return replace(job, lease_version=job.lease_version + 1, progress=progress, stage=stage, eta_seconds=eta_seconds)
+        return replace(job, lease_version=job.lease_version + 1, progress=progress, stage=stage, eta_seconds=eta_seconds,
+                       speed=speed)
 
     return change
 
@@ -156,7 +159,7 @@ def advance(owner: Owner, state: JobState, stage: str, progress: float, at: date
 
     def change(job: Job) -> Job:
         _owned(job, owner)
-        news: dict[str, Any] = {"stage": stage, "progress": progress, "lease_version": job.lease_version + 1}
+        news: dict[str, Any] = {"stage": stage, "progress": progress, "speed": None, "lease_version": job.lease_version + 1}
         return replace(job, **news) if job.state is state else job.move(state, at, **news)
 
     return change
@@ -306,7 +309,8 @@ def _released(job: Job, at: datetime, why: str) -> Job:
     attempts = job.attempts
     if attempts and attempts[-1].ended is None:
         attempts = (*attempts[:-1], replace(attempts[-1], ended=at, why=why))
-    return replace(job, owner=None, attempts=attempts, message_id=None, sent_at=at, eta_seconds=None)
+    return replace(job, owner=None, attempts=attempts, message_id=None, sent_at=at, eta_seconds=None,
+                   speed=None)
 
 
 def _pending_or_cancelled(job: Job, at: datetime) -> Job:

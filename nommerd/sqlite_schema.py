@@ -58,6 +58,7 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE documents (
         kind TEXT NOT NULL, scope TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, expires REAL,
         body TEXT NOT NULL, PRIMARY KEY (kind, scope, name));
+    ALTER TABLE progress ADD COLUMN speed REAL;
     CREATE INDEX documents_by_expiry ON documents (expires) WHERE expires IS NOT NULL;
     CREATE INDEX jobs_by_ending ON jobs (project, finished, state, error_code) WHERE finished IS NOT NULL;
     """,

@@ -26,7 +26,7 @@ class Listener:
     def advance(self, state: JobState, stage_id: str, progress: float) -> None:
         self.seen.append(progress)
 
-    def progress(self, progress: float, stage_id: str, eta_seconds: float | None) -> None:
+    def progress(self, progress: float, stage_id: str, eta_seconds: float | None, speed: float | None = None) -> None:
         self.seen.append(progress)
 
     def stage_outputs(self, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> None:

@@ -113,6 +113,7 @@ class JobAnswer(Shape):
     stage: str | None
     progress: Annotated[Fraction, Field(description="Over all stages")]
     eta_seconds: float | None
+    speed: Annotated[float | None, Field(description="Of the encode that runs: media seconds a second")]
     source: Annotated[str, Field(description="Without credentials and query")]
     inputs: dict[str, list[dict[str, str]]]
     dest: Annotated[str, Field(description="Without credentials and query")]

@@ -186,7 +186,7 @@ class Told:
     def news(self, job: Job) -> bytes:
         """Each event it has not seen, then what is new of the progress, then the end; empty where there is nothing."""
         pieces = [self._state(job, event) for event in job.events if event.seq > self._seq]
-        progress = (job.progress, job.stage, job.eta_seconds, job.owner, job.cancel_requested)
+        progress = (job.progress, job.stage, job.eta_seconds, job.speed, job.owner, job.cancel_requested)
         if job.state.final and job.event_seq <= self._seq:
             self.ended = True
             pieces.append(_piece("end", job.event_seq, job))

@@ -68,6 +68,7 @@ def _public(job: Job) -> dict[str, Any]:
         "stage": job.stage,
         "progress": round(job.progress, 4),
         "eta_seconds": job.eta_seconds,
+        "speed": job.speed,
         "source": job.source,
         "inputs": job.inputs,
         "dest": job.dest,
@@ -96,8 +97,8 @@ def as_of(job: Job, event: Event) -> Job:
         return job
     attempts = tuple(_begun_by(attempt, event.at) for attempt in job.attempts if attempt.begun <= event.at)
     return job.evolve(state=event.state, event_seq=event.seq, events=tuple(e for e in job.events if e.seq <= event.seq),
-                      stage=None, progress=0.0, eta_seconds=None, owner=None, attempts=attempts, error=None, warnings=(),
-                      outputs=(), updated=event.at, finished=event.at if event.state.final else None)
+                      stage=None, progress=0.0, eta_seconds=None, speed=None, owner=None, attempts=attempts, error=None,
+                      warnings=(), outputs=(), updated=event.at, finished=event.at if event.state.final else None)
 
 
 def _begun_by(attempt: Attempt, at: datetime) -> Attempt:

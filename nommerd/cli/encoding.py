@@ -20,6 +20,7 @@ from nommerd.catalog import Catalog, load_stages
 from nommerd.cli.app import DONE, FAILED, USAGE
 from nommerd.cli.options import absolute_uri, input_items, pairs
 from nommerd.cli.output import ProgressLine, print_json, problem_lines, size
+from nommerd.cli.progress import times
 from nommerd.config import Settings
 from nommerd.config_reader import read
 from nommerd.errors import InputError, Problem, ShuttingDown, Stop, WorkStopped
@@ -114,9 +115,9 @@ class TerminalRecorder:
         """A stage begins."""
         self._line.show(stage_id, progress)
 
-    def progress(self, progress: float, stage_id: str, eta_seconds: float | None) -> None:
+    def progress(self, progress: float, stage_id: str, eta_seconds: float | None, speed: float | None = None) -> None:
         """How far the job is."""
-        self._line.show(stage_id, progress, eta_seconds)
+        self._line.show(stage_id, progress, eta_seconds, note=times(speed))
 
     def stage_outputs(self, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> None:
         """Nothing to note: a run that dies is not continued."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from nommerd.cli.client import FINAL, Client
 from nommerd.cli.output import ProgressLine, problem_lines
+from nommerd.cli.progress import times
 
 POLL_SECONDS = 0.5
 
@@ -33,7 +34,8 @@ class Follower:
             self._state(event["state"], event["at"], again, job)
         if not self.progress or job["progress"] != self.progress[-1]:
             self.progress.append(job["progress"])
-        self.line.show(job["stage"] or job["state"].lower(), job["progress"], job["eta_seconds"], done=job["state"] in FINAL)
+        self.line.show(job["stage"] or job["state"].lower(), job["progress"], job["eta_seconds"],
+                       note=times(job.get("speed")), done=job["state"] in FINAL)
 
     def _state(self, state: str, at: str, more: str, job: dict[str, Any]) -> None:
         self.states.append(state)

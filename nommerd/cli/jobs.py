@@ -14,6 +14,7 @@ from nommerd.cli.filters import filter_options, query_of
 from nommerd.cli.jobwatch import watch
 from nommerd.cli.options import Group, client_options, examples, json_option, printable
 from nommerd.cli.output import age, duration, moment, print_each, print_json, problem_lines, size, source_name, table
+from nommerd.cli.progress import times
 
 
 @click.group(cls=Group)
@@ -73,6 +74,7 @@ def show(job_id: str, *, url: str | None, token: str | None, as_json: bool) -> N
 def _lines(job: dict[str, Any]) -> list[str]:
     stage = f", {job['stage']}" if job["stage"] else ""
     left = f", {duration(job['eta_seconds'])} left" if job["eta_seconds"] is not None else ""
+    left += f", {times(job['speed'])}" if job.get("speed") is not None else ""
     lines = [f"job       {job['id']}", f"state     {job['state']} ({int(100 * job['progress'])} %{stage}{left})",
              f"source    {job['source']}", f"dest      {job['dest']}", f"recipe    {job['preset'] or job['pipeline']}"]
     lines += [f"{kind:<9} {name}={value}" for kind in ("params", "labels") for name, value in job[kind].items()]

@@ -13,7 +13,7 @@ from nommerd.cli.client import FINAL, Client, Missing, Patience
 from nommerd.cli.follow import follow
 from nommerd.cli.options import Command, client_options, examples, json_option
 from nommerd.cli.output import problem_lines, source_name
-from nommerd.cli.progress import Bar, Board, ProgressLine, draw, plain
+from nommerd.cli.progress import Bar, Board, ProgressLine, draw, plain, times
 
 INTERVAL_SECONDS = 1.0
 RUNNING = ("DOWNLOADING", "ENCODING", "UPLOADING", "WAITING")
@@ -72,7 +72,8 @@ def _several(client: Client, job_ids: list[str], as_json: bool) -> int:
 
 def _bar(job: dict[str, Any], note: str = "") -> Bar:
     label = f"{job['id']:<20} {(job['stage'] or job['state'].lower()):<11.11}"
-    return Bar(label, job["progress"], job["eta_seconds"], note or source_name(job), done=job["state"] in FINAL)
+    notes = [times(job.get("speed")), note or source_name(job)]
+    return Bar(label, job["progress"], job["eta_seconds"], "  ".join(filter(None, notes)), done=job["state"] in FINAL)
 
 
 class News:

@@ -45,6 +45,11 @@ def duration(seconds: float | None) -> str:
     return f"{hours}:{rest // 60:02}:{rest % 60:02}" if hours else f"{rest // 60}:{rest % 60:02}"
 
 
+def times(speed: float | None) -> str:
+    """An encode's speed: 2.34 -> 2.3x, as ffmpeg has it."""
+    return "" if speed is None else f"{speed:.2g}x" if speed < 10 else f"{speed:.0f}x"
+
+
 def plain(bar: Bar) -> str:
     """The bar as a line of a log."""
     return "  ".join([f"{printable(bar.label):<{LABEL_WIDTH}} {percent(bar)}", *_rest(bar)])

@@ -59,8 +59,9 @@ class Recorder(Protocol):
     def advance(self, state: JobState, stage_id: str, progress: float) -> None:
         """A stage begins. Raises Fenced."""
 
-    def progress(self, progress: float, stage_id: str, eta_seconds: float | None) -> None:
-        """How far the job is, 0 to 1 over all stages. Cheap; may be dropped. Comes from any thread."""
+    def progress(self, progress: float, stage_id: str, eta_seconds: float | None, speed: float | None = None) -> None:
+        """How far the job is, 0 to 1 over all stages, and an encode's speed in media seconds a second. Cheap; may be dropped.
+        Comes from any thread."""
 
     def stage_outputs(self, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> None:
         """Durably note what is about to be uploaded (the whole list), and the warnings so far. Raises Fenced."""
@@ -89,11 +90,11 @@ class Context:
     stage_id: str = ""  # the stage that runs
     journal: Journal = field(default_factory=Journal)  # what operators see of the attempt
     last_media: str = SOURCE  # id of the newest media stage's file
-    on_progress: Callable[[float, float | None], None] = lambda fraction, eta_seconds: None
+    on_progress: Callable[[float, float | None, float | None], None] = lambda fraction, eta_seconds, speed: None
 
-    def progress(self, fraction: float, eta_seconds: float | None = None) -> None:
-        """How far this stage is, 0 to 1, and how long it will still take where that is known."""
-        self.on_progress(min(max(fraction, 0.0), 1.0), eta_seconds)
+    def progress(self, fraction: float, eta_seconds: float | None = None, speed: float | None = None) -> None:
+        """How far this stage is, 0 to 1, how long it will still take and how fast it is, where that is known."""
+        self.on_progress(min(max(fraction, 0.0), 1.0), eta_seconds, speed)
 
     def warn(self, code: str, message: str, hint: str = "") -> None:
         """Add a warning to the job; the same code and message once."""

@@ -102,4 +102,4 @@ class _Watch:
         if left is not None:
             left += self._after / self._here * (elapsed + left)
         whole = self._before + self._here + self._after
-        self._context.progress((self._before + done * self._here) / whole, left)
+        self._context.progress((self._before + done * self._here) / whole, left, block.speed)

@@ -34,7 +34,7 @@ class _Nobody:
     def advance(self, state: JobState, stage_id: str, progress: float) -> None:
         return
 
-    def progress(self, progress: float, stage_id: str, eta_seconds: float | None) -> None:
+    def progress(self, progress: float, stage_id: str, eta_seconds: float | None, speed: float | None = None) -> None:
         return
 
     def stage_outputs(self, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> None:

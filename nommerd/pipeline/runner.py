@@ -131,13 +131,13 @@ class _Bar:
             return
         self._context.recorder.advance(step.state, step.id, self._overall)
 
-    def progress(self, fraction: float, eta_seconds: float | None) -> None:
+    def progress(self, fraction: float, eta_seconds: float | None, speed: float | None) -> None:
         """The step's own news becomes the job's."""
         if self._step is None:
             return
         overall = (self._done + self._step.weight * fraction) / self._total
         self._overall = max(self._overall, min(1.0, overall))
-        self._context.recorder.progress(self._overall, self._step.id, self._eta(fraction, eta_seconds))
+        self._context.recorder.progress(self._overall, self._step.id, self._eta(fraction, eta_seconds), speed)
 
     def _eta(self, fraction: float, eta_seconds: float | None) -> float | None:
         """Seconds until all is done: the rest of this step, and later ones at the same speed per weight. Downloading says

@@ -227,7 +227,8 @@ class Store(ABC):
         jobs. Recipes stored in the last RECIPE_GRACE_SECONDS stay: they are written before their jobs."""
 
     @abstractmethod
-    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
+    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None,
+                        speed: float | None = None) -> None:
         """Note how far the owner of `token` is, cheaply and without a new version; may be lost. No error when the token
         has moved on. A backend whose writes cost money does nothing: renewals carry the progress too."""
 

@@ -224,7 +224,8 @@ class DynamoStore(Store):
             except InfrastructureError as error:
                 logs.get().error("record.unreadable", why=f"{error.message} It begins with {found[key]['body']['S'][:60]!r}.")
 
-    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
+    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None,
+                        speed: float | None = None) -> None:
         """Nothing: each write costs money, and renewals carry the progress."""
 
     # --- deleting ------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from nommerd.job import JobState
 from nommerd.store.base import JobQuery
 from nommerd.store.cursor import Cursor, microseconds
 
-COLUMNS = "j.body, p.token, p.progress, p.stage, p.eta_seconds"
+COLUMNS = "j.body, p.token, p.progress, p.stage, p.eta_seconds, p.speed"
 WITH_PROGRESS = "LEFT JOIN progress p ON p.project = j.project AND p.id = j.id"
 
 

@@ -32,7 +32,7 @@ class MemoryStore(Store):
 
     def __init__(self, recipe_grace_seconds: float = RECIPE_GRACE_SECONDS) -> None:
         self._jobs: dict[Key, bytes] = {}
-        self._progress: dict[Key, tuple[int, float, str | None, float | None]] = {}
+        self._progress: dict[Key, tuple[int, float, str | None, float | None, float | None]] = {}
         self._recipes: dict[str, tuple[str, float]] = {}
         self._workers: dict[str, WorkerRecord] = {}
         self._leader = Leader()
@@ -53,10 +53,10 @@ class MemoryStore(Store):
             job = Job.decode(self._jobs[key])
         except KeyError:
             raise UnknownJob(key.id) from None
-        token, progress, stage, eta_seconds = self._progress.get(key, (0, 0.0, None, None))
+        token, progress, stage, eta_seconds, speed = self._progress.get(key, (0, 0.0, None, None, None))
         if not job.claimed or token != job.token:
             return job
-        return replace(job, progress=progress, stage=stage, eta_seconds=eta_seconds)
+        return replace(job, progress=progress, stage=stage, eta_seconds=eta_seconds, speed=speed)
 
     def swap(self, job: Job, expected_version: int) -> None:
         body = job.encode()
@@ -96,10 +96,11 @@ class MemoryStore(Store):
         self._documents = {key: one for key, one in self._documents.items() if one.expires is None or one.expires > now}
         return len(old)
 
-    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
+    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None,
+                        speed: float | None = None) -> None:
         body = self._jobs.get(key)
         if body is not None and (job := Job.decode(body)).claimed and job.token == token:
-            self._progress[key] = (token, progress, stage, eta_seconds)
+            self._progress[key] = (token, progress, stage, eta_seconds, speed)
 
     def put_recipe(self, recipe_hash: str, document: str) -> None:
         self._recipes[recipe_hash] = (document, time.time())

@@ -162,7 +162,8 @@ class SimpleStore(Store):
             return False
         return True
 
-    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
+    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None,
+                        speed: float | None = None) -> None:
         """Each write costs money: renewals carry the progress."""
 
     def put_recipe(self, recipe_hash: str, document: str) -> None:

@@ -56,7 +56,7 @@ _UPDATE = """
     WHERE project = ? AND id = ?"""
 _LABEL = "project = ? AND name = ? AND value = ? AND state = ? AND created = ? AND id = ?"
 _REPORT = """
-    INSERT OR REPLACE INTO progress SELECT project, id, token, ?, ?, ? FROM jobs
+    INSERT OR REPLACE INTO progress SELECT project, id, token, ?, ?, ?, ? FROM jobs
     WHERE project = ? AND id = ? AND token = ? AND sweep = 0"""  # Sweep.CLAIMED
 _PUT_RECIPE = "INSERT INTO recipes VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET stored = excluded.stored"
 
@@ -155,8 +155,9 @@ class SqliteStore(Store):
         if found:
             self._write(lambda db: db.executemany(f"DELETE FROM recipes WHERE hash = ? AND {unnamed}", found).rowcount)
 
-    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None) -> None:
-        self._execute(_REPORT, (progress, stage, eta_seconds, *key, token))
+    def report_progress(self, key: Key, token: int, progress: float, stage: str | None, eta_seconds: float | None,
+                        speed: float | None = None) -> None:
+        self._execute(_REPORT, (progress, stage, eta_seconds, speed, *key, token))
 
     def put_recipe(self, recipe_hash: str, document: str) -> None:
         now = time.time()
@@ -318,11 +319,11 @@ def _labels(job: Job, state: str) -> list[tuple[Any, ...]]:
 
 def _job(row: tuple[Any, ...]) -> Job:
     """The record, with the progress its owner reported since it was written."""
-    body, token, progress, stage, eta_seconds = row
+    body, token, progress, stage, eta_seconds, speed = row
     job = Job.decode(body)
     if not job.claimed or token != job.token:
         return job
-    return replace(job, progress=progress, stage=stage, eta_seconds=eta_seconds)
+    return replace(job, progress=progress, stage=stage, eta_seconds=eta_seconds, speed=speed)
 
 
 def _job_or_why(row: tuple[Any, ...]) -> Job | str:

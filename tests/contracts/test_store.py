@@ -480,17 +480,17 @@ class TestDeleting:
 class TestProgress:
     def test_what_the_owner_reports_shows_in_get_and_list_without_a_new_version(self, store: Store) -> None:
         made = claimed(store)
-        store.report_progress(made.key, 1, 0.25, "encode", 12.5)
+        store.report_progress(made.key, 1, 0.25, "encode", 12.5, 1.75)
         seen = store.get(made.key)
-        reported = (0.25, "encode", 12.5) if store.keeps_reports else (0.0, None, None)
-        assert (seen.progress, seen.stage, seen.eta_seconds, seen.version) == (*reported, made.version)
+        reported = (0.25, "encode", 12.5, 1.75) if store.keeps_reports else (0.0, None, None, None)
+        assert (seen.progress, seen.stage, seen.eta_seconds, seen.speed, seen.version) == (*reported, made.version)
         soon(store, lambda: store.list(JobQuery()).jobs, [seen])
 
     def test_a_renewal_carries_the_progress_on_every_backend(self, store: Store) -> None:
         made = claimed(store)
-        store.update(made.key, lifecycle.renew(owner(), 0.25, "encode", 12.5))
+        store.update(made.key, lifecycle.renew(owner(), 0.25, "encode", 12.5, 1.75))
         seen = store.get(made.key)
-        assert (seen.progress, seen.stage, seen.eta_seconds) == (0.25, "encode", 12.5)
+        assert (seen.progress, seen.stage, seen.eta_seconds, seen.speed) == (0.25, "encode", 12.5, 1.75)
 
     def test_a_report_under_another_token_is_ignored_without_error(self, store: Store) -> None:
         made = claimed(store)

@@ -208,9 +208,9 @@ def test_progress_is_written_at_most_once_a_second_and_apart_from_the_lease(stor
     reports: list[float] = []
 
     class Counting(LossyStore):
-        def report_progress(self, key, token, progress, stage, eta_seconds):  # type: ignore[no-untyped-def]
+        def report_progress(self, key, token, progress, stage, eta_seconds, speed=None):  # type: ignore[no-untyped-def]
             reports.append(progress)
-            self.store.report_progress(key, token, progress, stage, eta_seconds)
+            self.store.report_progress(key, token, progress, stage, eta_seconds, speed)
 
     job = claimed(store)
     counting = Counting(store)

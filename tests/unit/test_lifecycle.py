@@ -117,6 +117,12 @@ class TestWork:
         second = lifecycle.advance(ME, S.ENCODING, "pass 2", 0.5, NOON)(first)
         assert (first.event_seq, second.event_seq, second.stage, second.lease_version) == (1, 1, "pass 2", 3)
 
+    def test_the_speed_is_that_of_the_encode_that_runs(self) -> None:
+        encoding = lifecycle.renew(ME, 0.5, "encode", 9.0, 2.5)(running())
+        assert encoding.speed == 2.5
+        assert lifecycle.advance(ME, S.UPLOADING, "upload", 0.9, NOON)(encoding).speed is None
+        assert lifecycle.finish(ME, [OUTPUT], [], LATER)(encoding).speed is None
+
     def test_finishing_publishes_clears_staging_and_lets_go(self) -> None:
         after = lifecycle.finish(ME, [OUTPUT], [BAD] * 20, LATER)(lifecycle.stage(ME, [STAGED])(running()))
         assert (after.state, after.outputs, after.staged, after.owner) == (S.FINISHED, (OUTPUT,), (), None)

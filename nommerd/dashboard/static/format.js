@@ -14,6 +14,8 @@ const LOOKS = {FINISHED: "good", ERROR: "bad", ABANDONED: "bad", CANCELLED: "", 
 
 export const count = number => number === null || number === undefined ? "–" : WHOLE.format(number);
 export const percent = part => `${Math.floor(part * 100)} %`;
+/** An encode's speed, as ffmpeg tells it. */
+export const times = speed => speed === null || speed === undefined ? "–" : `${FINE.format(speed)}×`;
 export const look = state => LOOKS[state] ?? (RUNNING.includes(state) ? "run" : "");
 
 export function badge(state) {

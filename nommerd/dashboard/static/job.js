@@ -2,7 +2,7 @@
 
 import {ApiError, call, get, message, part, send, session} from "./api.js";
 import {ask, copier, fill, h, panel, redraw, refusal, table, toast} from "./dom.js";
-import {ago, badge, bytes, count, FINAL, leaf, moment, progressBar, span} from "./format.js";
+import {ago, badge, bytes, count, FINAL, leaf, moment, progressBar, span, times} from "./format.js";
 import {jobLog} from "./log.js";
 import {outputList, probeTable} from "./outputs.js";
 import {poll, readEvents} from "./poll.js";
@@ -107,7 +107,7 @@ async function stream(path, after, took, signal) {
 function stageLine(job) {
   if (FINAL.has(job.state)) return job.attempts.length ? `${count(job.attempts.length)} ${job.attempts.length > 1 ? "attempts" : "attempt"}` : "never begun";
   if (job.state === "PENDING") return job.attempts.length ? "waits for another attempt" : "waits for a worker";
-  return [job.stage, job.owner && `on ${job.owner.worker}`, job.eta_seconds !== null && `${span(job.eta_seconds)} left`].filter(Boolean).join(" · ");
+  return [job.stage, job.owner && `on ${job.owner.worker}`, job.speed !== null && times(job.speed), job.eta_seconds !== null && `${span(job.eta_seconds)} left`].filter(Boolean).join(" · ");
 }
 
 function buttons(job, show) {

@@ -2,7 +2,7 @@
 
 import {call, get, message, part, query, session} from "./api.js";
 import {ask, fill, h, Keyed, panel, redraw, say, table, toast} from "./dom.js";
-import {ago, badge, bytes, count, leaf, percent, progressBar, RUNNING, span} from "./format.js";
+import {ago, badge, bytes, count, leaf, percent, progressBar, RUNNING, span, times} from "./format.js";
 import {Throughput} from "./plot.js";
 import {poll} from "./poll.js";
 import {stats} from "./stats.js";
@@ -104,7 +104,6 @@ function runningPanel(signal) {
 
 function runningRow(job) {
   const bar = progressBar();
-  const speed = speedometer();
   const cells = {state: h("td", {class: "fit"}), speed: h("td", {class: "num big"}), left: h("td", {class: "num big"}), worker: h("td", {class: "big"}),
     attempt: h("td", {class: "num big"})};
   const element = h("tr", {}, h("th", {scope: "row"}, jobLink(job), h("span", {class: "sub"}, job.preset || job.pipeline)),
@@ -112,24 +111,11 @@ function runningRow(job) {
   return {element, update(now) {
     bar.update(now);
     redraw(cells.state, `${now.state} ${now.stage}`, () => [badge(now.state), now.stage && h("span", {class: "sub"}, now.stage)]);
-    say(cells.speed, speed(now));
+    say(cells.speed, times(now.speed));
     say(cells.left, now.eta_seconds === null ? "–" : span(now.eta_seconds));
     say(cells.worker, now.owner ? now.owner.worker : "–");
     say(cells.attempt, count(now.attempts.length || null));
   }};
-}
-
-/** Per cent a minute, over the last half minute of what this page saw. */
-function speedometer() {
-  const seen = [];
-  return job => {
-    const now = performance.now();
-    if (seen.length && seen.at(-1).progress > job.progress) seen.length = 0;
-    seen.push({at: now, progress: job.progress});
-    while (seen.length > 2 && now - seen[0].at > 30000) seen.shift();
-    const minutes = (now - seen[0].at) / 60000;
-    return minutes > 0.03 && job.progress > seen[0].progress ? `${((job.progress - seen[0].progress) * 100 / minutes).toFixed(0)} %/min` : "–";
-  };
 }
 
 export function jobLink(job) {

@@ -35,7 +35,7 @@ class Notes:
         self.on_write("advance")
         self.advances.append((state, stage_id, progress))
 
-    def progress(self, progress: float, stage_id: str, eta_seconds: float | None) -> None:
+    def progress(self, progress: float, stage_id: str, eta_seconds: float | None, speed: float | None = None) -> None:
         self.news.append((progress, stage_id, eta_seconds))
 
     def stage_outputs(self, staged: Sequence[Staged], warnings: Sequence[Problem] = ()) -> None:

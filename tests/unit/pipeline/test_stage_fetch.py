@@ -68,7 +68,7 @@ def test_inputs_are_fetched_beside_it_by_name_and_number(scene: Scene) -> None:
 def test_progress_comes_in_bytes_and_ends_at_one(scene: Scene) -> None:
     context = scene.context()
     told: list[float] = []
-    context.on_progress = lambda fraction, eta: told.append(fraction)
+    context.on_progress = lambda fraction, eta, speed: told.append(fraction)
     Fetch("fetch", None).run(context)
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1.0)

@@ -231,11 +231,12 @@ def test_a_first_pass_that_measures_nothing_is_an_error(tmp_path: Path) -> None:
 def test_progress_goes_up_to_the_end(tmp_path: Path) -> None:
     seen: list[tuple[float, float | None]] = []
     made = stages.context(tmp_path, media.clip(seconds=10))
-    made.on_progress = lambda fraction, eta: seen.append((fraction, eta))
+    made.on_progress = lambda fraction, eta, speed: seen.append((fraction, speed))
     stages.ffmpeg(passes=2, video={"codec": "h264", "encoder_preset": "veryfast", "bitrate": "1M"}).run(made)
     fractions = [fraction for fraction, _ in seen]
     assert fractions == sorted(fractions) and fractions[-1] == 1.0
     assert 0.4 in fractions  # the first pass, which is the quicker one
+    assert (seen[-1][1] or 0.0) > 0.1  # media seconds a second
 
 
 def test_a_later_stage_takes_an_earlier_ones_file(tmp_path: Path) -> None:

@@ -177,14 +177,14 @@ def test_hashing_hears_a_stop_and_progress_ends_at_one(scene: Scene, monkeypatch
     monkeypatch.setattr(upload, "HASH_BYTES", 1000)
     context = ready(scene)
     told: list[float] = []
-    context.on_progress = lambda fraction, eta: told.append(fraction)
+    context.on_progress = lambda fraction, eta, speed: told.append(fraction)
     run(context)
     assert told == sorted(told)
     assert told[-1] == pytest.approx(1.0)
     assert len(told) > 10
 
     again = ready(Scene2(scene))
-    again.on_progress = lambda fraction, eta: scene.stop.set(ShuttingDown())
+    again.on_progress = lambda fraction, eta, speed: scene.stop.set(ShuttingDown())
     with pytest.raises(ShuttingDown):
         run(again)
     assert notes(again).staged == []
