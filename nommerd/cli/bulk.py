@@ -13,7 +13,7 @@ import click
 
 from nommerd.cli.client import Busy, Client, Conflict, Missing
 from nommerd.cli.filters import Query, filter_options, query_of
-from nommerd.cli.options import Command, client_options, examples, json_option
+from nommerd.cli.options import Command, F, client_options, examples, json_option
 from nommerd.cli.output import print_json
 from nommerd.errors import InfrastructureError, InputError, ManyErrors, NommerdError
 
@@ -36,15 +36,20 @@ CANCEL = Verb("cancel", ("PENDING", "DOWNLOADING", "ENCODING", "UPLOADING", "WAI
 RETRY = Verb("retry", ("ERROR", "ABANDONED", "CANCELLED"), "retried")
 
 
+def _by_id_or_filter(function: F) -> F:
+    """What says which jobs are meant."""
+    for option in reversed((
+            click.argument("job_ids", metavar="[ID]…", nargs=-1), filter_options,
+            click.option("--dry-run", is_flag=True, help="With filters: only tell which jobs are meant."),
+            click.option("--yes", is_flag=True, help="With filters: do not ask."), client_options, json_option)):
+        function = option(function)
+    return function
+
+
 @click.command("cancel", cls=Command, short_help="Stop jobs.", epilog=examples(
     "nommerd jobs cancel 6f1c2a9be0d34c57a801", "nommerd jobs cancel --label album=2026 --dry-run",
     "nommerd jobs cancel --state PENDING --since 2h --yes"))
-@click.argument("job_ids", metavar="[ID]…", nargs=-1)
-@filter_options
-@click.option("--dry-run", is_flag=True, help="With filters: only tell which jobs are meant.")
-@click.option("--yes", is_flag=True, help="With filters: do not ask.")
-@client_options
-@json_option
+@_by_id_or_filter
 def cancel(job_ids: tuple[str, ...], **more: Any) -> int:
     """Stop jobs: at once where nobody works on them, within seconds where somebody does. Name them, or give filters: then
     all that fit all of them and have not ended."""
@@ -54,12 +59,7 @@ def cancel(job_ids: tuple[str, ...], **more: Any) -> int:
 @click.command("retry", cls=Command, short_help="Run failed or cancelled jobs again.", epilog=examples(
     "nommerd jobs retry 6f1c2a9be0d34c57a801", "nommerd jobs retry --state ERROR --code node.disk_full --since 2h --dry-run",
     "nommerd jobs retry --state ERROR --preset web-720p --yes"))
-@click.argument("job_ids", metavar="[ID]…", nargs=-1)
-@filter_options
-@click.option("--dry-run", is_flag=True, help="With filters: only tell which jobs are meant.")
-@click.option("--yes", is_flag=True, help="With filters: do not ask.")
-@client_options
-@json_option
+@_by_id_or_filter
 def retry(job_ids: tuple[str, ...], **more: Any) -> int:
     """Run ERROR, ABANDONED or CANCELLED jobs again from the beginning, with the same recipe. Name them, or give filters: then
     all that fit all of them (CANCELLED ones only with --state CANCELLED)."""

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from collections.abc import Sequence
 
 import click
 from click.shell_completion import CompletionItem
 
-from nommerd.cli.options import STATES, Since, complete_presets, pairs
+from nommerd.cli.options import STATES, F, Since, complete_presets, pairs
 
-F = TypeVar("F", bound=Callable[..., Any])
 Query = list[tuple[str, str]]
 
 
