@@ -43,6 +43,11 @@ def for_operators(name: str, settings: Mapping[str, Any]) -> Iterator[str]:
 
 def check_allowed(pipeline: Pipeline, stages: Mapping[str, type[Stage]], faults: Faults) -> None:
     """Report what this pipeline from the API may not have. What a param without a default goes into is judged with the job."""
+    for name, spec in pipeline.document.inputs.items():
+        node = pipeline.node.get("inputs", name, "default")
+        if spec.default is not None and node is not None:
+            faults.add("forbidden_option", f"inputs.{name}.default: files that a pipeline brings along are the operator's.",
+                       "Leave it out, and name the file in the job.", node.key_place)
     for entry in pipeline.stages:
         if entry.name in stages and not is_open(entry.name, stages[entry.name]):
             faults.add("forbidden_stage", f"{entry.path}: an operator's own stage, not for pipelines from the API.",

@@ -388,6 +388,7 @@ def test_an_unknown_name_is_answered_with_the_one_that_was_meant(api: Api) -> No
     ("default: fps=25", "default: movie=/etc/passwd", "forbidden_option", "body:9:55"),
     ("- upload", "- upload: {acl: public-read}", "forbidden_option", "body:10:14"),
     ("- fetch", "- fetch\n  - stamp: {width: 2}", "forbidden_stage", "body:9:5"),
+    ("stages:", "inputs: {logo: {type: image, default: \"file:///etc/passwd\"}}\nstages:", "forbidden_option", "body:7:30"),
 ])
 def test_a_pipeline_from_the_api_passes_the_allowlist_when_it_is_stored(api: Api, before: str, after: str, code: str,
                                                                        place: str) -> None:
