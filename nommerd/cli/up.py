@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ import click
 
 from nommerd.cli.options import Command, config_option, examples
 from nommerd.cli.supervisor import Child, Supervisor
-from nommerd.errors import ConfigError
+from nommerd.errors import ConfigError, NommerdError
 from nommerd.places import DEFAULT_URL, TOKEN_NAME, default_data_dir
 
 if TYPE_CHECKING:
@@ -148,14 +149,31 @@ def _run(settings: Settings, file: Path | None, env: dict[str, str], workers: in
         code = supervisor.watch(until=lambda: is_ready(url) or time.monotonic() > deadline)
         if code or supervisor.asked:
             return code
+        begun = datetime.now(UTC)
         for number in range(1, workers + 1):
             supervisor.start(worker_child(number, file, env, console.log_style, settings.worker.health_port))
+        deadline = time.monotonic() + READY_SECONDS
+        code = supervisor.watch(until=lambda: _reported(settings, url, begun) >= workers or time.monotonic() > deadline)
+        if code or supervisor.asked:
+            return code
         console.event(_greeting(settings, url, workers, env))
         return supervisor.watch()
     finally:
         if supervisor.asked:
             console.event("stopping; running work goes back to the queue.")
         supervisor.stop()
+
+
+def _reported(settings: Settings, url: str, since: datetime) -> int:
+    """How many workers have reported to the store after they were started."""
+    from nommerd.cli.client import Client
+    from nommerd.secrets import secret_file
+
+    try:
+        found = Client(url, secret_file(settings.token_file, make=False)).call("GET", "/v1/workers")["workers"]
+    except NommerdError:  # the feeder may be on its way, too
+        return 0
+    return sum(datetime.fromisoformat(one["reported"]) > since and one["state"] == "ACTIVE" for one in found)
 
 
 def api_url(settings: Settings) -> str:

@@ -66,7 +66,9 @@ def test_up_takes_a_job_by_curl_and_the_result_is_what_was_asked_for(tmp_path: P
         source.write_bytes(clip(seconds=4, size="1280x720", container="mov").read_bytes())
         up = rig.start("up", "--workers", "2")
         rig.feeder = up
-        wait_until(rig._ready, 30, lambda: rig.tail("up"))
+        wait_until(lambda: "ready: " in rig.tail("up"), 60, lambda: rig.tail("up"))
+        workers = rig.call("GET", "/v1/workers")[1]["workers"]  # it is not ready before its workers are
+        assert [(worker["name"], worker["state"]) for worker in workers] == [("worker-1", "ACTIVE"), ("worker-2", "ACTIVE")]
         body = json.dumps({"source": source.as_uri(), "dest": (rig.media / "out.mp4").as_uri(), "preset": "web-480p"})
         curl = subprocess.run(["curl", "-sS", "-H", "Authorization: Bearer " + rig.token, "-d", body,
                                f"http://127.0.0.1:{rig.port}/v1/jobs"], capture_output=True, text=True, check=True)
