@@ -11,6 +11,28 @@ export class ApiError extends Error {
   }
 }
 
+/** Nothing, or half an answer, came back. */
+export class Unreachable extends Error {
+  constructor() {
+    super("The server does not answer.");
+  }
+}
+
+/** The error, told to the console unless it is one that happens to a page without a fault: else nobody would ever see it. */
+export function noted(error) {
+  if (!(error instanceof ApiError || error instanceof Unreachable || error.name === "AbortError")) console.error(error);
+  return error;
+}
+
+/** What the network gives; Unreachable where it breaks. */
+export async function received(promise) {
+  try {
+    return await promise;
+  } catch (error) {
+    throw error.name === "AbortError" ? error : new Unreachable();
+  }
+}
+
 /** Who we are: {name, project, scopes}, once the token is known to be right. */
 export const session = {
   who: null,
@@ -32,14 +54,14 @@ export const session = {
   onRefused: () => {},
 };
 
-/** The response of a call. Raises ApiError for what is refused; TypeError where the server cannot be reached. */
+/** The response of a call. Raises ApiError for what is refused; Unreachable. */
 export async function send(method, path, {body, type, headers = {}, signal} = {}) {
   const given = {...headers, Authorization: `Bearer ${session.token}`};
   if (body !== undefined) given["Content-Type"] = type || "application/json";
-  const answer = await fetch(path, {
+  const answer = await received(fetch(path, {
     method, signal, headers: given, cache: "no-store", credentials: "omit", redirect: "error",
     body: body === undefined ? undefined : type ? body : JSON.stringify(body),
-  });
+  }));
   if (answer.ok) return answer;
   let problem = {};
   try {
@@ -55,7 +77,7 @@ export async function send(method, path, {body, type, headers = {}, signal} = {}
 /** The decoded JSON of a call; null where there is no content. */
 export async function call(method, path, options) {
   const answer = await send(method, path, options);
-  return answer.status === 204 ? null : answer.json();
+  return answer.status === 204 ? null : received(answer.json());
 }
 
 export const get = (path, signal) => call("GET", path, {signal});
@@ -73,6 +95,8 @@ export function query(fields) {
 /** A part of a path. */
 export const part = text => encodeURIComponent(text);
 
+/** What people are told of it. */
 export function message(error) {
-  return error instanceof ApiError ? error.message : "The server does not answer.";
+  noted(error);
+  return error instanceof ApiError || error instanceof Unreachable ? error.message : "Something went wrong in this page.";
 }

@@ -1,6 +1,6 @@
 // Presets and pipelines: to read, and to check a text before anybody relies on it.
 
-import {ApiError, get, part, send, session} from "./api.js";
+import {ApiError, get, part, received, send, session} from "./api.js";
 import {copier, fill, h, panel, redraw, refusal, table} from "./dom.js";
 
 const YAML = "application/yaml";
@@ -31,7 +31,7 @@ export async function recipePage(main, {parts: [kind, name], signal}) {
   try {
     const path = `/v1/${kind}/${part(name)}`;
     const answer = await send("GET", path, {headers: {Accept: YAML}, signal});
-    const text = await answer.text();
+    const text = await received(answer.text());
     document.title = `${name} – nommerd`;
     fill(main, h("div", {class: "head"}, h("h1", {class: "name"}, name), h("span", {class: "badge"}, kind === "presets" ? "preset" : "pipeline"),
       h("div", {class: "actions"}, copier(text), session.can("admin") && h("a", {class: "button", href: "#/check", on: {click: () => checkPage.text = text}}, "Check a change"),
@@ -56,7 +56,7 @@ export function checkPage(main, {signal}) {
     const [, name = "unnamed"] = /^name:\s*["']?([^\s"'#]+)/m.exec(text.value) || [];
     try {
       const answer = await send("PUT", `/v1/${kind}/${part(name)}?dry_run=true`, {body: text.value, type: YAML, signal: asks.signal});
-      await answer.text();
+      await received(answer.text());
       text.removeAttribute("aria-invalid");
       fill(said, h("div", {class: "box good"}, h("p", {}, `The ${kind === "presets" ? "preset" : "pipeline"} ${name} is right. Nothing was stored.`)));
     } catch (error) {

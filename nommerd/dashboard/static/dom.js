@@ -1,5 +1,7 @@
 // Elements. Text only ever becomes a text node: names come from callers and are shown, never read as markup.
 
+import {message} from "./api.js";
+
 /** h("a", {href: "#/", class: "x", on: {click}}, "text", child…): an element. null, undefined and false are left out. */
 export function h(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -106,9 +108,9 @@ export function toast(text, kind = "good") {
 }
 
 /** What the API refused, with its faults and hints. */
-export function refusal(error) {
-  const faults = error.faults && error.faults.length ? error.faults : [{message: error.message, hint: "", place: ""}];
-  return h("div", {class: "box bad", role: "alert"}, faults.map(fault => [
+export function refusal(error, faults = error.faults) {
+  const told = faults && faults.length ? faults : [{message: message(error), hint: "", place: ""}];
+  return h("div", {class: "box bad", role: "alert"}, told.map(fault => [
     h("p", {}, h("strong", {}, fault.message), fault.code ? [" ", h("code", {class: "note"}, fault.code)] : null),
     fault.hint ? h("p", {class: "note"}, fault.hint) : null,
   ]));

@@ -1,6 +1,6 @@
 // One job, live: what it is, how it went, what came of it.
 
-import {ApiError, call, get, message, part, send, session} from "./api.js";
+import {ApiError, call, get, message, noted, part, send, session} from "./api.js";
 import {ask, copier, fill, h, panel, redraw, refusal, table, toast} from "./dom.js";
 import {ago, badge, bytes, count, FINAL, leaf, moment, progressBar, span, times} from "./format.js";
 import {jobLog} from "./log.js";
@@ -96,8 +96,7 @@ async function stream(path, after, took, signal) {
     await readEvents(answer, (_, data) => took(JSON.parse(data)));
     return true;
   } catch (error) {
-    if (!(error instanceof ApiError)) return true;  // it broke off: look again
-    return false;
+    return !(noted(error) instanceof ApiError);  // it broke off: look again
   } finally {
     signal.removeEventListener("abort", stop);
     document.removeEventListener("visibilitychange", hide);

@@ -1,5 +1,7 @@
 // Asking again and again, politely: one request at a time, none while the tab is hidden, slower while the server fails.
 
+import {noted, received} from "./api.js";
+
 const SLOWEST_MS = 30000;
 
 function visible(signal) {
@@ -45,7 +47,7 @@ export function poll(work, ms, signal, onState = () => {}) {
       } catch (error) {
         if (signal.aborted || error.status === 401) return;
         failures++;
-        onState(error);
+        onState(noted(error));
       }
       const wait = failures ? Math.min(ms * 2 ** failures, SLOWEST_MS) : wanted;
       await Promise.race([pause(wait, signal), new Promise(resolve => hurry = resolve)]);
@@ -59,7 +61,7 @@ export async function readEvents(response, on) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   for (;;) {
-    const {done, value} = await reader.read();
+    const {done, value} = await received(reader.read());
     if (done) return;
     text += value.replaceAll("\r\n", "\n");
     let end;

@@ -1,6 +1,6 @@
 // The token, asked for. It is kept for this tab only.
 
-import {session} from "./api.js";
+import {ApiError, received, session} from "./api.js";
 import {fill, h, refusal} from "./dom.js";
 
 export function signIn(main, error, begin) {
@@ -14,14 +14,13 @@ export function signIn(main, error, begin) {
     session.token = null;  // a refusal now concerns the new one
     const given = token.value.trim();
     try {
-      const answer = await fetch("/v1/token", {headers: {Authorization: `Bearer ${given}`}, cache: "no-store"});
-      if (!answer.ok) throw await answer.json();
+      const answer = await received(fetch("/v1/token", {headers: {Authorization: `Bearer ${given}`}, cache: "no-store"}));
+      if (!answer.ok) throw new ApiError(answer.status, await received(answer.json()));
       session.token = given;
-      session.who = await answer.json();
+      session.who = await received(answer.json());
       begin();
     } catch (problem) {
-      const text = problem.detail || "The server does not answer.";
-      fill(said, refusal({message: text, faults: problem.errors}));
+      fill(said, refusal(problem));
       token.setAttribute("aria-invalid", "true");
       token.select();
     } finally {

@@ -145,7 +145,7 @@ class Form {
   /** Each fault beside the field that it names; the others above. */
   refuse(error) {
     if (!(error instanceof ApiError)) {
-      fill(this.said, refusal({message: "The server does not answer."}));
+      fill(this.said, refusal(error));
       return;
     }
     const rest = [];
@@ -160,7 +160,7 @@ class Form {
       input.setAttribute("aria-invalid", "true");
       input.after(h("p", {class: "fault", role: "alert"}, `${fault.message} ${fault.hint}`));
     }
-    if (rest.length || !first) fill(this.said, refusal({message: error.message, faults: rest}));
+    if (rest.length || !first) fill(this.said, refusal(error, rest));
     (first || this.submit).focus();
     if (!first) this.said.scrollIntoView({block: "nearest"});
   }
