@@ -23,7 +23,8 @@ CHECKOUT = Path(__file__).parents[2]
 SUITE = "bookworm"
 NEEDED = ("debootstrap", "unshare", "nsenter")
 SECONDS = 300.0
-PASSED_ON = ("PIP_", "http_proxy", "https_proxy", "no_proxy")  # how this machine reaches its packages
+PASSED_ON = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_DEFAULT_TIMEOUT", "http_proxy", "https_proxy",
+             "no_proxy")  # how this machine reaches its packages
 CA_FILE = "/run/outside/ca.crt"
 
 # The namespace's first process: it mounts what a system has, moves in, and reaps what others leave behind.
@@ -46,7 +47,9 @@ mount -t devpts -o newinstance,ptmxmode=0666,mode=0620 devpts "$root/dev/pts"
 mount -t tmpfs -o mode=1777 tmpfs "$root/dev/shm"
 ln -s pts/ptmx "$root/dev/ptmx"
 ln -s /proc/self/fd "$root/dev/fd"
-for number in 0 1 2; do ln -s "/proc/self/fd/$number" "$root/dev/$(echo stdin stdout stderr | cut -d' ' -f $((number + 1)))"; done
+ln -s /proc/self/fd/0 "$root/dev/stdin"
+ln -s /proc/self/fd/1 "$root/dev/stdout"
+ln -s /proc/self/fd/2 "$root/dev/stderr"
 mkdir -p "$root/var/cache/apt/archives" "$root/run/outside/wheels"
 mount --bind "$debs" "$root/var/cache/apt/archives"
 mount --bind "$wheels" "$root/run/outside/wheels"
@@ -100,18 +103,20 @@ class Root:
         for folder in folders.values():
             folder.mkdir(parents=True, exist_ok=True)
         ca = ssl.get_default_verify_paths().cafile or ""
-        paths = [str(folders["root"]), ":".join(map(str, layers)), *(str(folders[n]) for n in ("top", "work", "debs", "wheels"))]
+        paths = [str(folders["root"]), ":".join(map(str, layers)),
+                 *(str(folders[name]) for name in ("top", "work", "debs", "wheels"))]
         self._log = home / "first.log"
         with self._log.open("wb") as log:
             self._unshare = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "bash", "-c", FIRST, "first",
-                 *paths, ca], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "bash", "-c", FIRST,
+                 "first", *paths, ca], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self._ca = bool(ca)
         try:
             wait_until(lambda: self._unshare.poll() is not None or self._first() is not None, 20, self._log.read_text)
             self.pid = self._first() or 0
             assert self.pid, self._log.read_text()
-            wait_until(lambda: self._unshare.poll() is not None or (self.path / "run/outside/up").exists(), 20, self._log.read_text)
+            wait_until(lambda: self._unshare.poll() is not None or (self.path / "run/outside/up").exists(), 20,
+                       self._log.read_text)
             assert self._unshare.poll() is None, self._log.read_text()
         except BaseException:
             self.close()
@@ -141,8 +146,7 @@ class Root:
 
     def env(self) -> dict[str, str]:
         """The environment of what runs in it: that of a fresh login of root, and how packages are reached."""
-        passed = {name: value for name, value in os.environ.items()
-                  if name.startswith(PASSED_ON) and name not in ("PIP_CERT", "PIP_CACHE_DIR", "PIP_FIND_LINKS", "PIP_CONFIG_FILE")}
+        passed = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         return {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root", "LANG": "C.UTF-8",
                 "PIP_CACHE_DIR": "/run/outside/wheels", **({"PIP_CERT": CA_FILE} if self._ca else {}), **passed}
 
@@ -153,8 +157,8 @@ class Root:
             input: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run a command in it, as root, from /, to its end. `check`: it must exit 0."""
         given: dict[str, Any] = {"stdin": subprocess.DEVNULL} if input is None else {"input": input}
-        done = subprocess.run(self._inside(argv), env={**self.env(), **(env or {})}, capture_output=True, text=True, errors="replace",
-                              timeout=timeout, **given)
+        done = subprocess.run(self._inside(argv), env={**self.env(), **(env or {})}, capture_output=True, text=True,
+                              errors="replace", timeout=timeout, **given)
         assert not check or done.returncode == 0, f"{argv}: {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
         return done
 
@@ -165,8 +169,8 @@ class Root:
     def start(self, *argv: str, env: Mapping[str, str] | None = None, log: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a command in it; it ends with the root at the latest."""
         with (log or Path(os.devnull)).open("ab") as out:
-            return subprocess.Popen(self._inside(argv), env={**self.env(), **(env or {})}, stdin=subprocess.DEVNULL, stdout=out,
-                                    stderr=out)
+            return subprocess.Popen(self._inside(argv), env={**self.env(), **(env or {})}, stdin=subprocess.DEVNULL,
+                                    stdout=out, stderr=out)
 
     def checkout(self, where: str = "/root/nommerd") -> None:
         """Put the project's files there, as a clone would."""
