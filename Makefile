@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MEDIA ?=
 
-.PHONY: demo test test-wheels test-all lint docs bench clean
+.PHONY: demo test test-wheels test-deploy test-all lint docs bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nommerd demo $(if $(MEDIA),"$(MEDIA)")
@@ -19,8 +19,12 @@ test: $(VENV)/.dev
 test-wheels: $(VENV)/.dev
 	$(BIN)/python -m tests.wheels tests/acceptance/test_encode.py tests/acceptance/test_demo.py tests/integration/test_worker.py
 
+# Image, user-data, supervisor, container: in roots of their own, as root, with packer, debootstrap, cloud-init and shellcheck.
+test-deploy: $(VENV)/.dev
+	$(BIN)/python -m pytest tests/deploy -m "not slow"
+
 # Everything, with what takes minutes.
-test-all: test test-wheels
+test-all: test test-wheels test-deploy
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev

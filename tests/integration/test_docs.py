@@ -16,58 +16,24 @@ import shlex
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from tests.media import clip
+from tests.pages import ROOTS_PROMPT, blocks, commands
 from tests.rig import free_port, listening, wait_until
 
 ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "docs" / "deploy.md"  # what root does there runs in tests/deploy
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ELSEWHERE = {"make demo": "tests/acceptance/test_demo.py", "make test": "this is it"}
-FENCE = re.compile(r"^```(\w*) ?(.*?)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FAMILIES = ("input", "source", "dest", "recipe", "encoder", "node", "internal", "config", "request", "idempotency", "webhook",
             "explain")
 CODE = re.compile(rf"(?:{'|'.join(FAMILIES)})\.[a-z][a-z0-9_]*")
 # a run-time variable; the beginning of two codes, which the catalog completes; the type of an event
 NO_CODES = {"source.stem", "recipe.unknown_", "webhook.test"}
 LOG_METHODS = {"debug", "info", "warning", "error", "exception"}  # their first argument names an event
-
-
-@dataclass(frozen=True)
-class Block:
-    """A fenced block: its language, what stands behind that, its text."""
-
-    language: str
-    rest: str
-    text: str
-
-
-def blocks(page: Path) -> list[Block]:
-    return [Block(*found) for found in FENCE.findall(page.read_text(encoding="utf-8"))]
-
-
-def commands(text: str) -> list[str]:
-    """The commands of a console block."""
-    found: list[str] = []
-    for line in text.splitlines():
-        if line.startswith("$ "):
-            found.append(line[2:])
-        elif found and not complete(found[-1]):
-            found[-1] += "\n" + line
-    return found
-
-
-def complete(command: str) -> bool:
-    if command.endswith("\\"):
-        return False
-    try:
-        shlex.split(command)
-    except ValueError:  # an open quote
-        return False
-    return True
 
 
 VARIABLES = "set -a; touch vars; . ./vars; "
@@ -170,7 +136,8 @@ def test_every_shell_block_is_one_whose_commands_are_run() -> None:
     for page in PAGES:
         for block in blocks(page):
             if block.language in ("console", "sh", "bash"):
-                assert commands(block.text), f"{page.name}: a {block.language} block without a `$ ` line: {block.text}"
+                found = commands(block.text) or (page == DEPLOY and commands(block.text, ROOTS_PROMPT))
+                assert found, f"{page.name}: a {block.language} block without a `$ ` line: {block.text}"
             else:
                 known = ("yaml", "python", "json", "text")
                 assert block.language in known, f"{page.name}: a block of no known language: {block.text}"
