@@ -19,9 +19,18 @@ def default_data_dir(env: Mapping[str, str]) -> Path:
 
 def shipped_conf() -> Path:
     """Where nommerd's own presets and pipelines lie: in the installed package, else in the checkout beside it."""
+    return _shipped("conf")
+
+
+def shipped_deploy() -> Path:
+    """Where the recipes of machines and images lie: in the installed package, else in the checkout beside it."""
+    return _shipped("deploy")
+
+
+def _shipped(name: str) -> Path:
     package = Path(__file__).parent
-    inside = package / "conf"
-    return inside if inside.is_dir() else package.parent / "conf"
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
 
 
 def state_dir(env: Mapping[str, str]) -> Path:

