@@ -56,8 +56,10 @@ from nommerd.lease import Leadership, LeaseWatch, this_process
 from nommerd.media.binaries import find as find_binaries
 from nommerd.messages import ChangeMessage
 from nommerd.net.egress import Egress
+from nommerd.reloading import Reloading
 from nommerd.secrets import Keyring, Secret, secret_file
 from nommerd.sending import Sending
+from nommerd.starting import Start
 from nommerd.storage import open_registry
 from nommerd.storage.base import StorageRegistry
 from nommerd.store import open_store
@@ -83,13 +85,15 @@ CHANGES_AT_ONCE = 32
 BACKOFF_SECONDS = 0.5  # doubled with each failure of a loop in a row
 BACKOFF_MAX_SECONDS = 15.0
 
+MakeWatching = Callable[[Submit, Callable[[], bool], Callable[[], Catalog]], Watching]
+
 
 class Feeder:
     """One feeder on parts made elsewhere. `start`, `wait`, `stop`; `tokens` are those the API takes."""
 
     def __init__(self, settings: Settings, *, store: Store, bus: Bus, storage: StorageRegistry, catalog: Catalog,
                  keyring: Keyring, egress: Egress, tokens: list[Secret], webhook_secret: Secret,
-                 user_data: UserData, watch: Callable[[Submit, Callable[[], bool]], Watching] | None = None,
+                 user_data: UserData, watch: MakeWatching | None = None,
                  fleet: Callable[[Leadership], Fleet] | None = None) -> None:
         self._settings = settings
         self._user_data = user_data
@@ -119,7 +123,8 @@ class Feeder:
         jobs = Jobs(store=store, sending=self.sending, storage=storage, recipes=Recipes(store, catalogs.of, catalogs.look),
                     keyring=keyring, check_notify=lambda url: egress.check(url, "webhook"), on_change=self.changed,
                     waiters=self.waiters)
-        self.watching = watch(jobs.submit, lambda: self.leadership.leads) if watch is not None else None
+        self.reloading = Reloading(settings, catalogs, user_data)
+        self.watching = watch(jobs.submit, lambda: self.leadership.leads, lambda: catalogs.disk) if watch is not None else None
         old = settings.api.original
         original = Original(jobs=replace(jobs, project=old.project), nommers=old.nommers) if old.enabled else None
         self.tokens = Tokens(store, (DEFAULT_PROJECT, old.project))
@@ -143,7 +148,7 @@ class Feeder:
             metrics_route(self.stats, projects=self.tokens.projects, leads=lambda: self.leadership.leads,
                           disk=settings.data_dir, watches=lambda: self.watching.counts if self.watching is not None else {},
                           nodes=lambda: self.fleet.nodes if self.fleet is not None else None),
-            *page_routes(self._ready),
+            *page_routes(self._check_ready),
         ]
         self.routes.append(openapi_route(self.routes))
         allow_files()
@@ -175,6 +180,7 @@ class Feeder:
         if self.fleet is not None:
             loops = {**loops, "fleet": (self._tend_fleet, FLEET_SECONDS)}
         self._greenlets = [gevent.spawn(self._loop, name, work, pause) for name, (work, pause) in loops.items()]
+        self._greenlets.append(gevent.spawn(self.reloading.run))
         self._hub_watch = gevent.spawn(metrics.watch_hub)
         self._server.start()
         logs.get().info("feeder.listening", url=self.url)
@@ -282,7 +288,15 @@ class Feeder:
         self.deliveries.kick(job.key)
         self.sending.announce(job)
 
-    def _ready(self) -> None:
+    def ready(self) -> bool:
+        """Whether it listens and its store answers."""
+        try:
+            self._check_ready()
+        except InfrastructureError:
+            return False
+        return bool(self._server.started)
+
+    def _check_ready(self) -> None:
         if self._stopping.is_set():
             raise InfrastructureError("node.stopping", "The feeder is stopping.")
         self._store.ping()
@@ -296,10 +310,11 @@ def _acknowledge(delivery: Delivery) -> Callable[[], None]:
     return lambda: void(delivery.ack())
 
 
-def main(settings: Settings) -> int:
-    """Run a feeder until SIGTERM or SIGINT. 0 when it stopped, 2 for a configuration that must be changed."""
+def main(settings: Settings, ready_within: float | None = None) -> int:
+    """Run a feeder until SIGTERM or SIGINT; SIGHUP makes it read presets and pipelines again. 0 when it stopped, 2 for a
+    configuration that must be changed, 1 otherwise, also where it is not ready within so many seconds."""
     try:
-        return _run(settings)
+        return _run(settings, Start(ready_within))
     except (ConfigError, ManyErrors) as error:
         print(error, file=sys.stderr, flush=True)
         return EXIT_CONFIG
@@ -308,14 +323,18 @@ def main(settings: Settings) -> int:
         return 1
 
 
-def _run(settings: Settings) -> int:
+def _run(settings: Settings, start: Start) -> int:
     with ExitStack() as stack:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing to read again yet
         feeder = _assemble(settings, stack)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            gevent.signal_handler(number, feeder.ask_to_stop)
+        for number, handle in ((signal.SIGTERM, feeder.ask_to_stop), (signal.SIGINT, feeder.ask_to_stop),
+                               (signal.SIGHUP, feeder.reloading.ask)):
+            gevent.signal_handler(number, handle)
         feeder.start()
+        start.running(feeder.ready, feeder.ask_to_stop)
         feeder.wait()
         feeder.stop()
+    start.check()
     return 0
 
 
@@ -343,16 +362,16 @@ def _assemble(settings: Settings, stack: ExitStack) -> Feeder:
     stack.callback(bus.close)
     user_data = UserData(settings, clients, keyring)
     return Feeder(settings, store=store, bus=bus, storage=storage, catalog=catalog, keyring=keyring, egress=egress,
-                  tokens=[token], webhook_secret=signing, user_data=user_data, watch=_watch(settings, clients, catalog),
+                  tokens=[token], webhook_secret=signing, user_data=user_data, watch=_watch(settings, clients),
                   fleet=_fleet(settings, clients, store, user_data))
 
 
-def _watch(settings: Settings, clients: Clients, catalog: Catalog) -> Callable[[Submit, Callable[[], bool]], Watching] | None:
+def _watch(settings: Settings, clients: Clients) -> MakeWatching | None:
     """What reads the watches of buckets: they need queues, so the bus is SQS."""
     bus = urlsplit(settings.bus)
     if bus.scheme != "sqs":
         return None
-    return lambda submit, leads: Watching(clients("sqs"), bus.netloc, settings.cluster, catalog, submit, leads)
+    return lambda submit, leads, disk: Watching(clients("sqs"), bus.netloc, settings.cluster, disk, submit, leads)
 
 
 def _fleet(settings: Settings, clients: Clients, store: Store, user_data: UserData) -> Callable[[Leadership], Fleet] | None:

@@ -68,8 +68,9 @@ class _Later(Exception):
 class Watching:
     """Call `look` every second or two; it does something once a minute, and only while this feeder leads."""
 
-    def __init__(self, sqs: Any, prefix: str, cluster: str, catalog: Catalog, submit: Submit, leads: Callable[[], bool], *,
-                 look_seconds: float = LOOK_SECONDS, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, sqs: Any, prefix: str, cluster: str, catalog: Callable[[], Catalog], submit: Submit,
+                 leads: Callable[[], bool], *, look_seconds: float = LOOK_SECONDS,
+                 clock: Callable[[], float] = time.monotonic) -> None:
         self._sqs, self._prefix, self._cluster, self._catalog = sqs, prefix, cluster, catalog
         self._submit, self._leads, self._clock = submit, leads, clock
         self._look_seconds = look_seconds
@@ -137,7 +138,7 @@ class Watching:
 
     def _checked(self, watch: Watch, url: str) -> _Open:
         """With what this feeder's own presets make of it. Raises NommerdError."""
-        catalog = self._catalog
+        catalog = self._catalog()
         params = catalog.params_from_text(catalog.pipeline_of(preset=watch.preset), watch.params)
         extension = extension_of(catalog.resolve(preset=watch.preset, params=params), catalog.stages)
         if feeds(watch, watch, extension):

@@ -45,6 +45,7 @@ from nommerd.nodelife import EMBEDDED, find_life
 from nommerd.parting import LAST_RECEIVE_SECONDS, Parting, Reason
 from nommerd.runtime import self_test
 from nommerd.secrets import Keyring
+from nommerd.starting import Start
 from nommerd.storage import open_registry
 from nommerd.store import open_store
 from nommerd.store.base import Store, WorkerRecord
@@ -115,6 +116,10 @@ class Worker:
         """Ask `run` to end; running work is given back. Only sets flags."""
         self._asked.set()
         self._stopping.set()
+
+    def nothing_to_reload(self) -> None:
+        """What SIGHUP is answered."""
+        self._log.info("worker.nothing_to_reload", why="recipes come with jobs; the feeder reads presets and pipelines")
 
     def run(self) -> None:
         """Work until `stop`, or until the node ends; returns within STOP_SECONDS and a little of either."""
@@ -277,15 +282,16 @@ def backoff_seconds(failures: int) -> float:
     return most * (0.5 + random.random() / 2)
 
 
-def main(settings: Settings, *, name: str | None = None, local: bool = True, booted: Clients | None = None) -> int:
+def main(settings: Settings, *, name: str | None = None, local: bool = True, booted: Clients | None = None,
+         ready_within: float | None = None) -> int:
     """Run a worker until SIGTERM or SIGINT, or until its node ends. 0 when it stopped, 2 for a configuration that must be
-    changed, 1 otherwise.
+    changed, 1 otherwise, also where it is not ready within so many seconds. SIGHUP changes nothing: recipes come with jobs.
 
     `local`: this is no EC2 node, and nobody is asked. `booted`: it surely is one, and these are its clients. It makes
     nothing but its workspaces: data directory and keys are the feeder's to make. The process is patched already.
     """
     try:
-        return _run(settings, name, local, booted)
+        return _run(settings, name, local, booted, Start(ready_within))
     except (ConfigError, ManyErrors) as error:
         print(error, file=sys.stderr, flush=True)
         return EXIT_CONFIG
@@ -307,7 +313,8 @@ def make_tools(settings: Settings, store: Store, clients: Clients) -> Tools:
                  keep_days=settings.jobs.keep_finished_days)
 
 
-def _run(settings: Settings, name: str | None, local: bool, booted: Clients | None) -> int:
+def _run(settings: Settings, name: str | None, local: bool, booted: Clients | None, start: Start) -> int:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     if not settings.data_dir.is_dir():
         raise ConfigError("config.no_data", f"The data directory {settings.data_dir} is missing.",
                           "`nommerd up` and `nommerd feeder` make it; start one first, or set paths.data.", place="paths.data")
@@ -332,5 +339,8 @@ def _run(settings: Settings, name: str | None, local: bool, booted: Clients | No
             parts.callback(serve(wanted.health_host, wanted.health_port, worker.ready, worker.metrics).stop, 0)
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, worker.stop)
+        gevent.signal_handler(signal.SIGHUP, worker.nothing_to_reload)
+        start.running(worker.ready, worker.stop)
         worker.run()
+    start.check()
     return 0

@@ -62,6 +62,8 @@ fi
     code=2 fail "this is ${PRETTY_NAME:-unknown}; it must be Debian 12 or Ubuntu 24.04, or newer"
 
 say() { printf '%-10s %s\n' "$1" "$2"; }
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
 did() { changed=$((changed + 1)); say changed "$1"; }
 
 # --- packages ---------------------------------------------------------------------------------------------------------
@@ -82,7 +84,10 @@ done
 if ((${#missing[@]})); then
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -qq
-    apt-get install -y -qq --no-install-recommends -o Dpkg::Use-Pty=0 "${missing[@]}" >/dev/null
+    if ! apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$scratch/apt" 2>&1; then
+        tail -n 30 "$scratch/apt" >&2
+        fail "apt-get could not install the packages (above)"
+    fi
     did "packages: ${missing[*]}"
 else
     say ok packages
@@ -128,8 +133,6 @@ else
 fi
 digest=$(printf '%s' "$digest $ffmpeg $(python3 --version) $(sha256sum <"$here/constraints.txt")" | sha256sum | cut -c1-12)
 release=/opt/nommerd-$digest
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
 if [[ ! -e $release/.complete ]]; then
     rm -rf "$release"
     python3 -m venv "$release"

@@ -45,7 +45,18 @@ class Catalogs:
         self._store = store
         self._clock = clock
         self._projects: OrderedDict[str, _Known] = OrderedDict()
-        self.disk = disk
+        self._disk = disk
+
+    @property
+    def disk(self) -> Catalog:
+        """The operator's own. Another one may be put in its place: what projects have is then made anew."""
+        return self._disk
+
+    @disk.setter
+    def disk(self, disk: Catalog) -> None:
+        self._disk = disk
+        for known in self._projects.values():
+            known.dropped = True
 
     def of(self, project: str) -> ProjectCatalog:
         """The catalog, at most FRESH_SECONDS old. With a store out of reach the last known one; without any, one that raises
@@ -58,7 +69,7 @@ class Catalogs:
         except StoreUnavailable as error:
             known.until = self._clock() + RETRY_SECONDS
             if known.catalog is None:
-                known.catalog = ProjectCatalog(self.disk, (), missing=error)
+                known.catalog = ProjectCatalog(self._disk, (), missing=error)
             return known.catalog
 
     def look(self, project: str) -> ProjectCatalog:
@@ -99,8 +110,10 @@ class Catalogs:
             return known.catalog
 
     def _catalog(self, documents: list[Document], before: ProjectCatalog | None) -> ProjectCatalog:
+        if before is not None and before.disk is not self._disk:  # nothing that was made of the old one counts
+            before = None
         if before is not None and before.missing is None and before.documents == tuple(documents):
             return before
         if sum(len(one.body) for one in documents) < LONG:
-            return ProjectCatalog(self.disk, documents, before)
-        return in_pool(ProjectCatalog, self.disk, documents, before)
+            return ProjectCatalog(self._disk, documents, before)
+        return in_pool(ProjectCatalog, self._disk, documents, before)

@@ -23,8 +23,10 @@ def daemon_options(function: F) -> F:
     style = click.option("--log", "log_style", type=click.Choice(["auto", "text", "json"]), default="auto",
                          help="How log lines look (auto: text on a terminal, else JSON).")
     level = click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
+    within = click.option("--ready-within", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
+                          help="Exit 1 unless it can work by then: for service managers, which see that it is not running.")
     parent = click.option("--parent", type=int, hidden=True, help="End when this process, our parent, ends.")
-    return config_option(style(level(parent(function))))
+    return config_option(style(level(within(parent(function)))))
 
 
 def _prepare(log_style: str, log_level: str, parent: int | None) -> None:
@@ -53,13 +55,16 @@ def _keep_secret(settings: Settings) -> None:
 
 @click.command(cls=Command, epilog=examples("nommerd feeder", "nommerd feeder -c /etc/nommerd/nommerd.yaml --log json"))
 @daemon_options
-def feeder(config_file: Path | None, log_style: str, log_level: str, parent: int | None) -> int:
-    """Take jobs over HTTP, keep their state, and tell applications when their media is ready."""
+def feeder(config_file: Path | None, log_style: str, log_level: str, ready_within: float | None, parent: int | None) -> int:
+    """Take jobs over HTTP, keep their state, and tell applications when their media is ready.
+
+    SIGTERM stops it; SIGHUP makes it read presets and pipelines on disk again: all of them, or none if one does not hold.
+    """
     _prepare(log_style, log_level, parent)
     settings = _load(config_file)
     from nommerd.feeder import main
 
-    return main(settings)
+    return main(settings, ready_within)
 
 
 @click.command(cls=Command, epilog=examples(
@@ -70,8 +75,8 @@ def feeder(config_file: Path | None, log_style: str, log_level: str, parent: int
 @click.option("--name", help="What jobs and logs call this worker (default: the EC2 instance, else host and pid).")
 @daemon_options
 def worker(*, local: bool, boot_file: Path | None, name: str | None, config_file: Path | None, log_style: str, log_level: str,
-           parent: int | None) -> int:
-    """Take jobs from the queue and run their pipelines.
+           ready_within: float | None, parent: int | None) -> int:
+    """Take jobs from the queue and run their pipelines. SIGTERM stops it, and gives its work back.
 
     On an EC2 instance, unless --local: gives its work back when AWS announces the end of the instance, and terminates the
     instance when it has been idle for worker.idle_seconds (worker.terminate_when_idle).
@@ -89,4 +94,4 @@ def worker(*, local: bool, boot_file: Path | None, name: str | None, config_file
         _keep_secret(settings)
     from nommerd.worker import main
 
-    return main(settings, name=name, local=local, booted=clients)
+    return main(settings, name=name, local=local, booted=clients, ready_within=ready_within)

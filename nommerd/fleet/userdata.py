@@ -139,6 +139,10 @@ class UserData:
         if self._pin is None:
             self._pin = publish(self._settings, self._clients, self._keyring)
 
+    def renew(self) -> None:
+        """What is to be published may have changed: publish it again before the next node, or the next call of `publish`."""
+        self._pin = None
+
     def __call__(self) -> str:
         """The user-data, once the configuration is published. Raises as `publish`, and ConfigError without a bucket."""
         self.publish()

@@ -145,7 +145,7 @@ storage: {{s3_read: [{self.inbox}/up, {self.cluster}-gone, {self.outbox}, {self.
                 raise self.fails
             return jobs.submit(raw, key)
 
-        made = Watching(Clients(account(url or emulator().url))("sqs"), self.cluster, self.cluster, catalog, submit,
+        made = Watching(Clients(account(url or emulator().url))("sqs"), self.cluster, self.cluster, lambda: catalog, submit,
                         lambda: self.leads, clock=lambda: self.clock)
         self.opened.append(made)
         return made
