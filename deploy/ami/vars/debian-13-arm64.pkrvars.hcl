@@ -1,0 +1,7 @@
+base          = "debian-13"
+architecture  = "arm64"
+source_image  = "debian-13-arm64-*"
+source_owner  = "136693071363"
+ssh_username  = "admin"
+root_device   = "/dev/xvda"
+instance_type = "t4g.small"

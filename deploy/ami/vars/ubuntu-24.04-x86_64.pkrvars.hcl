@@ -1,0 +1,7 @@
+base          = "ubuntu-24.04"
+architecture  = "x86_64"
+source_image  = "ubuntu/images/hvm-ssd-gp3/ubuntu-noble-24.04-amd64-server-*"
+source_owner  = "099720109477"
+ssh_username  = "ubuntu"
+root_device   = "/dev/sda1"
+instance_type = "t3.small"
