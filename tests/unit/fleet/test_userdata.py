@@ -12,7 +12,8 @@ import yaml
 
 from nommerd.errors import ConfigError
 from nommerd.fleet.distribution import Pin
-from nommerd.fleet.userdata import BYTES_MAX, render
+from nommerd.fleet.cloudconfig import BYTES_MAX
+from nommerd.fleet.userdata import render
 
 PIN = Pin("s3://example-config/nommerd/east/" + "0" * 64 + ".json", "3sL4kqtJlcpXroDTDmJ", "0" * 64)
 TOP = {"users", "write_files", "runcmd"}  # all of them keys that cloud-init knows
@@ -39,11 +40,11 @@ def test_it_is_a_cloud_config_that_writes_the_boot_file_and_starts_the_worker_un
     assert yaml.safe_load(boot["content"]) == {
         "cluster": "east", "data": "/var/lib/nommerd", "region": "eu-central-1", "endpoint_url": "https://vpce.example",
         "config": {"uri": PIN.uri, "version": PIN.version, "sha256": PIN.sha256}}
-    assert told["runcmd"] == [["/etc/nommerd/start-node"]]
+    assert told["runcmd"] == [["/etc/nommerd/start"]]
 
 
 def test_the_start_is_a_shell_script_that_pins_the_version(tmp_path: Path) -> None:
-    script = written(document(version="7.8.9"))["/etc/nommerd/start-node"]["content"]
+    script = written(document(version="7.8.9"))["/etc/nommerd/start"]["content"]
     assert "nommerd[ffmpeg]==7.8.9" in script
     assert "VERSION" not in script
     path = tmp_path / "start"
@@ -53,8 +54,8 @@ def test_the_start_is_a_shell_script_that_pins_the_version(tmp_path: Path) -> No
 
 def test_supervisor_starts_the_worker_with_the_boot_file_and_not_again_once_it_ended_itself() -> None:
     parser = RawConfigParser()
-    parser.read_string(written(document())["/etc/nommerd/supervisord.conf"]["content"])
-    worker = dict(parser["program:worker"])
+    parser.read_string(written(document())["/etc/nommerd/nommerd-worker.conf"]["content"])
+    worker = dict(parser["program:nommerd-worker"])
     assert worker["command"].startswith("/opt/nommerd/bin/nommerd worker --boot /etc/nommerd/boot.yaml")
     assert (worker["autorestart"], worker["exitcodes"], worker["user"]) == ("unexpected", "0,2", "nommerd")
 
@@ -74,12 +75,13 @@ def node(tmp_path: Path) -> Path:
     (home / "bin").mkdir(parents=True)
     programs = {"opt/bin/python": 'case "$*" in *pip*) [ -e "$here/no-pip" ] || touch "$here/installed";; '
                                   '*) [ -e "$here/installed" ];; esac',
-                "opt/bin/supervisord": ":", "shutdown": ":", "install": ":", "chown": ":"}
+                "supervisord": ":", "supervisorctl": ":", "service": ":", "apt-get": ":", "shutdown": ":", "install": ":",
+                "chown": ":"}
     for name, body in programs.items():
         program = tmp_path / name
         program.write_text(f'#!/bin/sh\nhere={tmp_path}\necho "{program.name} $*" >> $here/calls\n{body}\n')
         program.chmod(0o700)
-    script = written(document(version="7.8.9"))["/etc/nommerd/start-node"]["content"]
+    script = written(document(version="7.8.9"))["/etc/nommerd/start"]["content"]
     script = script.replace("/opt/nommerd", str(home)).replace("/usr/sbin/shutdown", str(tmp_path / "shutdown"))
     (tmp_path / "start").write_text(script.replace("sleep 10", "sleep 0"))
     return tmp_path
@@ -95,7 +97,7 @@ def test_an_image_that_has_the_version_starts_at_once(node: Path) -> None:
     (node / "installed").touch()
     calls = started(node)
     assert not any("pip" in call for call in calls)
-    assert calls[-1] == "supervisord -c /etc/nommerd/supervisord.conf"
+    assert calls[-1] == "supervisorctl update"
     assert "7.8.9" in calls[0]
 
 
@@ -103,7 +105,7 @@ def test_another_image_gets_exactly_the_feeders_version_once(node: Path) -> None
     calls = started(node)
     assert [call for call in calls if "pip" in call] == [
         "python -m pip install --quiet --disable-pip-version-check nommerd[ffmpeg]==7.8.9"]
-    assert calls[-1].startswith("supervisord")
+    assert calls[-1] == "supervisorctl update"
     assert not any("shutdown" in call for call in calls)
 
 
@@ -112,4 +114,4 @@ def test_a_node_that_cannot_get_it_shuts_itself_down_and_starts_nothing(node: Pa
     calls = started(node)
     assert sum("pip" in call for call in calls) == 5
     assert calls[-1] == "shutdown -h +1"
-    assert not any(call.startswith("supervisord") for call in calls)
+    assert not any(call.startswith("supervisorctl") for call in calls)

@@ -1,0 +1,113 @@
+"""provision.sh in a minimal Debian: what it makes, that a second run changes nothing, and that it fails where it must."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.conftest import PROVISION
+from tests.deploy.root import CHECKOUT, Root
+
+SCRIPTS = [path for path in sorted(CHECKOUT.rglob("*.sh")) if ".venv" not in path.parts] + [CHECKOUT / ".ci" / "run"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing_in(script: Path) -> None:
+    assert shutil.which("shellcheck"), "install shellcheck"
+    done = subprocess.run(["shellcheck", str(script)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.timeout(600)
+def test_the_second_run_changes_nothing_and_the_first_left_a_machine_that_is_locked_up(ready: Root) -> None:
+    first = (ready.path / "root/provision.log").read_text()
+    assert "self-test: a clip was encoded and verified by the user nommerd" in first
+    assert "changed    /etc/nommerd/nommerd.yaml" in first
+    listing = "find /etc /opt /srv /usr/local /var/lib/nommerd -newer /root/provision.log -not -name '__pycache__'"
+    (ready.path / "etc/nommerd/nommerd.yaml").write_text((ready.path / "etc/nommerd/nommerd.yaml").read_text() + "# mine\n")
+    second = ready.run(*PROVISION, "--role", "feeder", "--role", "worker", timeout=300)
+    assert [line for line in second.stdout.splitlines() if line.startswith("changed")] == []
+    assert second.stdout.rstrip().endswith("0 changes")
+    assert (ready.path / "etc/nommerd/nommerd.yaml").read_text().endswith("# mine\n")
+    touched = ready.shell(f"{listing} -type f").stdout.split()
+    assert [path for path in touched if not path.startswith("/var/lib/nommerd/")] == ["/etc/nommerd/nommerd.yaml"]
+    # nobody but nommerd reads its data and settings, and nothing of nommerd runs as root but what starts and watches it
+    assert ready.run("runuser", "-u", "nobody", "--", "ls", "/var/lib/nommerd", check=False).returncode != 0
+    assert ready.run("runuser", "-u", "nobody", "--", "cat", "/etc/nommerd/nommerd.yaml", check=False).returncode != 0
+    users = ready.shell("ps -eo user=,args= | grep '[/]opt/nommerd'").stdout.splitlines()
+    assert {line.split()[0] for line in users if "httpok" not in line} == {"nommerd"}
+    assert ready.run("runuser", "-u", "nommerd", "--", "touch", "/opt/nommerd/bin/nommerd", check=False).returncode != 0
+
+
+def test_the_manifest_says_what_is_installed(ready: Root) -> None:
+    told = json.loads((ready.path / "etc/nommerd/manifest.json").read_text())
+    assert told["roles"] == ["feeder", "worker"]
+    assert told["nommerd"] in ready.run("nommerd", "--version").stdout
+    assert told["ffmpeg"] == ready.run("ffmpeg", "-version").stdout.partition("\n")[0]
+    pinned = dict(line.split("==") for line in (CHECKOUT / "deploy/ami/constraints.txt").read_text().split() if "==" in line)
+    unpinned = ("nommerd", "pip", "setuptools")
+    installed = {name: version for name, version in told["python_packages"].items() if name not in unpinned}
+    assert installed.items() <= pinned.items(), "every package is pinned"
+
+
+@pytest.mark.timeout(300)
+def test_a_machine_whose_ffmpeg_cannot_encode_is_not_finished(ready: Root) -> None:
+    broken = ready.path / "usr/bin/ffmpeg"
+    broken.unlink()
+    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.chmod(0o755)
+    done = ready.run(*PROVISION, "--role", "worker", check=False)
+    assert done.returncode != 0
+    assert done.stderr.rstrip().splitlines()[-1].startswith("provision.sh: ")
+    assert "Traceback" not in done.stderr
+    assert not list((ready.path / "tmp").iterdir()), "nothing is left behind"
+
+
+@pytest.mark.timeout(300)
+def test_a_configuration_that_does_not_hold_is_told_with_its_place_and_nothing_is_started(ready: Root) -> None:
+    (ready.path / "etc/nommerd/nommerd.yaml").write_text("worker: {slotz: 2}\n")
+    done = ready.run(*PROVISION, "--role", "worker", check=False)
+    assert done.returncode != 0
+    assert "/etc/nommerd/nommerd.yaml:1:10" in done.stderr
+    assert "slots" in done.stderr, "what may have been meant"
+    assert ready.run("supervisorctl", "status", check=False).returncode != 0
+
+
+@pytest.mark.parametrize(("arguments", "told"), [
+    ((), "say --role or --image"), (("--role", "king"), "there are feeder and worker"), (("--role",), "--role wants a value"),
+    (("--image", "--role", "worker"), "--image starts nothing"),
+    (("--role", "worker", "--source", "/nowhere"), "no such file"),
+    (("--role", "worker", "--ffmpeg", "mine"), "distribution and wheels"), (("--rolle", "x"), "unknown argument: --rolle"),
+    (("--role", "worker", "--source", "/", "--version", "1"), "not both")])
+def test_wrong_arguments_are_told(arguments: tuple[str, ...], told: str) -> None:
+    script = str(CHECKOUT / "deploy/ami/provision.sh")
+    done = subprocess.run(["bash", script, *arguments], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, told in done.stderr) == (2, True), done.stderr
+
+
+@pytest.mark.timeout(300)
+def test_a_new_version_leaves_the_one_that_runs_alone_and_going_back_is_the_same_command(ready: Root) -> None:
+    roles = ("--role", "feeder", "--role", "worker")
+    ready.run(*PROVISION, *roles)
+    before = ready.run("readlink", "/opt/nommerd").stdout
+    init = ready.path / "root/nommerd/nommerd/__init__.py"
+    text = init.read_text()
+    init.write_text(text.replace('__version__ = "0.1.0"', '__version__ = "0.1.1"'))
+    assert init.read_text() != text
+    done = ready.run(*PROVISION, *roles)
+    assert "nommerd-feeder still runs its version: supervisorctl restart nommerd-feeder" in done.stdout
+    after = ready.run("readlink", "/opt/nommerd").stdout
+    assert after != before
+    assert "0.1.1" in ready.run("nommerd", "--version").stdout
+    pid = ready.run("supervisorctl", "pid", "nommerd-feeder").stdout.strip()
+    assert before.strip() in (ready.path / f"proc/{pid}/cmdline").read_text()
+    ready.run("supervisorctl", "restart", "nommerd-feeder")
+    pid = ready.run("supervisorctl", "pid", "nommerd-feeder").stdout.strip()
+    assert after.strip() in (ready.path / f"proc/{pid}/cmdline").read_text()
+    init.write_text(text)
+    ready.run(*PROVISION, *roles)
+    assert ready.run("readlink", "/opt/nommerd").stdout == before

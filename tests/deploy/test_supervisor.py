@@ -1,0 +1,169 @@
+"""A provisioned machine under supervisor: what operators do to it, and what happens to it."""
+
+from __future__ import annotations
+
+import re
+import urllib.error
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
+
+import pytest
+
+from tests.deploy.machine import Machine
+from tests.deploy.root import Root
+from tests.media import clip
+from tests.rig import wait_until
+
+pytestmark = pytest.mark.timeout(300)
+
+# some ten seconds on one core
+LASTING = """\
+kind: pipeline
+name: lasting
+stages:
+  - fetch
+  - ffmpeg: {pass: 1, options: [[c:v, libx264], [preset, veryslow], [threads, "1"], [c:a, aac], [f, mp4]]}
+  - faststart
+  - upload
+  - notify
+"""
+SMALL = """\
+kind: preset
+name: small
+pipeline: web-mp4
+params: {width: 320, height: 180, video_bitrate: 200k, audio_bitrate: 64k}
+"""
+
+
+@pytest.fixture(scope="module")
+def machine(provisioned: Root, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    root = Root.over(provisioned, tmp_path_factory.mktemp("machine"))
+    try:
+        (root.path / "etc/nommerd/pipelines/lasting.yaml").write_text(LASTING)
+        made = Machine(root)
+        made.wait_running()
+        yield made
+    finally:
+        root.close()
+
+
+def test_feeder_and_worker_come_up_and_a_job_over_http_finishes(machine: Machine) -> None:
+    source = machine.put(clip(seconds=2, size="320x180"), "short.mp4")
+    job = machine.wait_state(machine.submit(source, "/srv/media/short-480p.mp4", preset="web-480p"), "FINISHED")
+    assert job["outputs"][0]["bytes"] == (machine.root.path / "srv/media/short-480p.mp4").stat().st_size
+
+
+def test_a_worker_stopped_in_mid_encode_gives_the_job_back_and_another_ends_it(machine: Machine) -> None:
+    source = machine.put(clip(seconds=6, size="640x360"), "long.mp4")
+    id = machine.submit(source, "/srv/media/long-out.mp4", pipeline="lasting")
+    machine.wait_state(id, "ENCODING")
+    machine.root.run("supervisorctl", "stop", "nommerd-worker")
+    given_back = machine.job(id)
+    assert given_back["state"] == "PENDING"
+    assert machine.root.shell("ps -eo args= | grep '[f]fmpeg .*progress' || :").stdout == "", "its ffmpeg is gone"
+    other = machine.root.start("runuser", "-u", "nommerd", "--", "env", "HOME=/var/lib/nommerd",
+                               "NOMMERD_WORKER__HEALTH_PORT=null", "nommerd", "worker", "--local", "--name", "other")
+    try:
+        machine.wait_state(id, "DOWNLOADING", "ENCODING", "UPLOADING", "FINISHED")
+        # a feeder that is restarted meanwhile loses nothing
+        machine.root.run("supervisorctl", "restart", "nommerd-feeder")
+        machine.wait_running("nommerd-feeder")
+        ended = machine.wait_state(id, "FINISHED")
+    finally:
+        machine.root.run("supervisorctl", "start", "nommerd-worker", check=False)
+        other.terminate()
+        other.wait(20)
+    assert ended["attempts"] == 1, "a stop charges no attempt"
+    assert machine.states()["nommerd-worker"] == "RUNNING"
+
+
+def test_a_killed_daemon_is_started_again(machine: Machine) -> None:
+    machine.wait_running()
+    before = {name: machine.signal(name, "KILL") for name in ("nommerd-feeder", "nommerd-worker")}
+    wait_until(lambda: all(machine.pid(name) not in (0, pid) for name, pid in before.items()), 30, "both have new processes")
+    machine.wait_running()
+    source = machine.put(clip(seconds=2, size="320x180"), "after-kill.mp4")
+    machine.wait_state(machine.submit(source, "/srv/media/after-kill-out.mp4", preset="web-480p"), "FINISHED")
+
+
+def test_a_daemon_that_hangs_is_started_again(machine: Machine) -> None:
+    machine.wait_running()
+    before = {name: machine.signal(name, "STOP") for name in ("nommerd-feeder", "nommerd-worker")}
+    wait_until(lambda: all(machine.pid(name) not in (0, pid) for name, pid in before.items()), 90, "both have new processes")
+    machine.wait_running()
+    assert "restarting" in (machine.root.path / "var/log/nommerd/worker-health.log").read_text()
+    source = machine.put(clip(seconds=2, size="320x180"), "after-hang.mp4")
+    machine.wait_state(machine.submit(source, "/srv/media/after-hang-out.mp4", preset="web-480p"), "FINISHED")
+
+
+def test_sighup_takes_changed_presets_refuses_broken_ones_and_touches_no_job(machine: Machine) -> None:
+    machine.wait_running()
+    presets = machine.root.path / "etc/nommerd/presets"
+    running = machine.submit(machine.put(clip(seconds=6, size="640x360"), "during.mp4"), "/srv/media/during-out.mp4",
+                             pipeline="lasting")
+    machine.wait_state(running, "ENCODING")
+    pids = machine.pid("nommerd-feeder"), machine.pid("nommerd-worker")
+
+    (presets / "small.yaml").write_text(SMALL)
+    hup(machine, "catalog.reloaded")
+    assert machine.events("feeder", "catalog.reloaded")[-1]["changed"] == ["presets/small"]
+    id = machine.submit(machine.put(clip(seconds=2, size="640x360"), "s.mp4"), "/srv/media/s-out.mp4", preset="small")
+
+    (presets / "small.yaml").write_text(SMALL.replace("width: 320", "widht: 480"))
+    (presets / "other.yaml").write_text(SMALL.replace("small", "other"))
+    hup(machine, "catalog.not_reloaded")
+    fault = machine.events("feeder", "catalog.fault")[-1]
+    assert fault["place"].startswith("/etc/nommerd/presets/small.yaml:4:")
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        machine.submit("/srv/media/s.mp4", "/srv/media/o-out.mp4", preset="other")
+    assert refused.value.code in {400, 422}, "none of a set that does not hold is taken"
+    again = machine.submit("/srv/media/s.mp4", "/srv/media/s2-out.mp4", preset="small")
+
+    for one in (id, again, running):
+        machine.wait_state(one, "FINISHED")
+    shown = machine.root.run("ffprobe", "-v", "error", "-select_streams", "v", "-show_entries", "stream=width", "-of",
+                             "csv=p=0", "/srv/media/s2-out.mp4").stdout
+    assert shown.strip() == "320", "the one before stays"
+    assert machine.job(running)["attempts"] == 1
+    machine.root.run("supervisorctl", "signal", "HUP", "nommerd-worker")
+    wait_until(lambda: machine.events("worker", "worker.nothing_to_reload"), 10, "the worker says so")
+    assert pids == (machine.pid("nommerd-feeder"), machine.pid("nommerd-worker"))
+
+
+def hup(machine: Machine, event: str) -> None:
+    before = len(machine.events("feeder", event))
+    machine.root.run("supervisorctl", "signal", "HUP", "nommerd-feeder")
+    wait_until(lambda: len(machine.events("feeder", event)) > before, 20, lambda: machine.log("feeder"))
+
+
+def test_what_cannot_work_is_never_running_and_is_tried_later_and_later(ready: Root) -> None:
+    (ready.path / "etc/nommerd/nommerd.yaml").write_text("worker: {slotz: 2}\n")
+    machine = Machine(ready)
+    seen: set[str] = set()
+
+    def exits() -> list[datetime]:
+        log = (ready.path / "var/log/supervisor/supervisord.log").read_text()
+        found = re.findall(r"^(\S+ \S+?),(\d+) \S+ spawned: 'nommerd-feeder' ", log, re.MULTILINE)
+        return [datetime.strptime(f"{at}.{ms}000", "%Y-%m-%d %H:%M:%S.%f") for at, ms in found]
+
+    def looked() -> bool:
+        states = machine.states()
+        seen.update((states.get("nommerd-feeder", ""), states.get("nommerd-worker", "")))
+        return len(exits()) >= 5
+
+    wait_until(looked, 90, lambda: f"{exits()} {machine.log('feeder')}")
+    assert "RUNNING" not in seen, seen
+    pauses = [(later - earlier).total_seconds() for earlier, later in pairwise(exits())]
+    assert pauses[3] > pauses[0] + 1.5, pauses
+    assert "/etc/nommerd/nommerd.yaml:1:10" in machine.log("feeder")
+
+
+def test_a_feeder_whose_store_does_not_answer_is_never_running(ready: Root) -> None:
+    (ready.path / "etc/nommerd/nommerd.yaml").write_text(
+        "{cluster: gone, store: dynamodb://gone, bus: sqs://gone, paths: {data: /var/lib/nommerd},"
+        " aws: {region: us-east-1, endpoint_url: 'http://127.0.0.1:9', access_key_id: a, secret_access_key: b}}\n")
+    done = ready.run("runuser", "-u", "nommerd", "--", "env", "HOME=/var/lib/nommerd", "/opt/nommerd/bin/nommerd", "feeder",
+                     "--ready-within", "4", check=False, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
