@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from nommerd.errors import ConfigError
-from nommerd.fleet.distribution import Pin
 from nommerd.fleet.cloudconfig import BYTES_MAX
+from nommerd.fleet.distribution import Pin
 from nommerd.fleet.userdata import render
 
 PIN = Pin("s3://example-config/nommerd/east/" + "0" * 64 + ".json", "3sL4kqtJlcpXroDTDmJ", "0" * 64)
