@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.deploy.root import Root, debian, missing_tools
+from tests.deploy.root import Root, debian, missing_tools, ports
 
 PROVISION = ("bash", "/root/nommerd/deploy/ami/provision.sh")
 
@@ -25,32 +26,23 @@ def base() -> Path:
 @pytest.fixture(scope="session")
 def provisioned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
     """A machine that is feeder and worker, provisioned from the checkout in /root/nommerd, then switched off."""
-    root = Root([base], tmp_path_factory.mktemp("provisioned"))
-    try:
+    with ports(), closing(Root([base], tmp_path_factory.mktemp("provisioned"))) as root:
         root.checkout()
         done = root.run(*PROVISION, "--role", "feeder", "--role", "worker", timeout=600)
         (root.path / "root/provision.log").write_text(done.stdout + done.stderr)
-    finally:
-        root.close()
     return root
 
 
 @pytest.fixture
 def fresh(base: Path, tmp_path: Path) -> Iterator[Root]:
     """A minimal Debian with the checkout in /root/nommerd."""
-    root = Root([base], tmp_path / "fresh")
-    try:
+    with ports(), closing(Root([base], tmp_path / "fresh")) as root:
         root.checkout()
         yield root
-    finally:
-        root.close()
 
 
 @pytest.fixture
 def ready(provisioned: Root, tmp_path: Path) -> Iterator[Root]:
     """A provisioned machine, switched on; nothing runs in it yet."""
-    root = Root.over(provisioned, tmp_path / "ready")
-    try:
+    with ports(), closing(Root.over(provisioned, tmp_path / "ready")) as root:
         yield root
-    finally:
-        root.close()

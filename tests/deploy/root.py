@@ -7,15 +7,17 @@ first process ends, everything in it ends, and nothing is left but files.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
 import ssl
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tests.rig import wait_until
 
@@ -71,6 +73,28 @@ def missing_tools() -> list[str]:
 def cache() -> Path:
     """Where the lowest layer and downloaded packages are kept from run to run."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "nommerd-tests"
+
+
+@contextmanager
+def ports() -> Iterator[None]:
+    """Machines use the ports of the shipped configuration: no two test runs have some at a time. (One run may have several,
+    and starts daemons in one of them.)"""
+    global _held
+    cache().mkdir(parents=True, exist_ok=True)
+    if not _held:
+        _lock.append((cache() / "ports.lock").open("w"))
+        fcntl.flock(_lock[0], fcntl.LOCK_EX)
+    _held += 1
+    try:
+        yield
+    finally:
+        _held -= 1
+        if not _held:
+            _lock.pop().close()
+
+
+_held = 0
+_lock: list[IO[str]] = []
 
 
 def debian() -> Path:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import re
 import urllib.error
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import datetime
 from itertools import pairwise
 
 import pytest
 
 from tests.deploy.machine import Machine
-from tests.deploy.root import Root
+from tests.deploy.root import Root, ports
 from tests.media import clip
 from tests.rig import wait_until
 
@@ -38,14 +39,11 @@ params: {width: 320, height: 180, video_bitrate: 200k, audio_bitrate: 64k}
 
 @pytest.fixture(scope="module")
 def machine(provisioned: Root, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
-    root = Root.over(provisioned, tmp_path_factory.mktemp("machine"))
-    try:
+    with ports(), closing(Root.over(provisioned, tmp_path_factory.mktemp("machine"))) as root:
         (root.path / "etc/nommerd/pipelines/lasting.yaml").write_text(LASTING)
         made = Machine(root)
         made.wait_running()
         yield made
-    finally:
-        root.close()
 
 
 def test_feeder_and_worker_come_up_and_a_job_over_http_finishes(machine: Machine) -> None:
