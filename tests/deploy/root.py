@@ -79,22 +79,22 @@ def cache() -> Path:
 def ports() -> Iterator[None]:
     """Machines use the ports of the shipped configuration: no two test runs have some at a time. (One run may have several,
     and starts daemons in one of them.)"""
-    global _held
     cache().mkdir(parents=True, exist_ok=True)
-    if not _held:
-        _lock.append((cache() / "ports.lock").open("w"))
-        fcntl.flock(_lock[0], fcntl.LOCK_EX)
-    _held += 1
+    if _held:
+        lock = _held[0]
+    else:
+        lock = (cache() / "ports.lock").open("w")
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    _held.append(lock)
     try:
         yield
     finally:
-        _held -= 1
+        _held.pop()
         if not _held:
-            _lock.pop().close()
+            lock.close()
 
 
-_held = 0
-_lock: list[IO[str]] = []
+_held: list[IO[str]] = []
 
 
 def debian() -> Path:
