@@ -44,6 +44,7 @@ COMMANDS = {  # name -> module of nommerd.cli that has it under that name, and i
     "restore": ("backup", "Put such a file back."),
     "wipe": ("wipe", "Delete every job and empty both queues."),
     "aws": ("aws", "Make what an AWS account needs, watch buckets, take it down."),
+    "ami": ("ami", "The image of machines on EC2; a feeder's user-data."),
     "completion": ("completion", "Completion of commands and options for a shell."),
 }
 
@@ -52,7 +53,7 @@ SECTIONS = {  # what one wants -> the commands for it, in this order; what stand
     "Jobs": ("submit", "jobs", "watch", "explain", "stats"),
     "Recipes": ("presets", "pipelines"),
     "Run it": ("feeder", "worker", "config", "doctor", "completion"),
-    "Operate": ("workers", "pause", "resume", "tokens", "webhooks", "backup", "restore", "wipe", "aws"),
+    "Operate": ("workers", "pause", "resume", "tokens", "webhooks", "backup", "restore", "wipe", "aws", "ami"),
 }
 
 

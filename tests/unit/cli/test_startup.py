@@ -35,7 +35,8 @@ def loaded(*arguments: str) -> list[str]:
     ["--help"], ["--version"], ["jobs", "--help"], ["submit", "--help"], ["jobs", "ls"], ["jobs", "show", "x", "--json"],
     ["jobs", "cancel", "x"], ["jobs", "retry", "x"], ["submit", "a.mov", "b.mp4", "-p", "web-720p", "--wait"], ["nonsense"],
     ["presets", "push", "--help"], ["presets", "rm", "x"], ["feeder", "--help"], ["up", "--help"], ["demo", "--help"],
-    ["encode", "--help"], ["watch", "--help"], ["doctor", "--help"], ["completion", "bash"], ["jobs", "watch", "x"]],
+    ["encode", "--help"], ["watch", "--help"], ["doctor", "--help"], ["completion", "bash"], ["jobs", "watch", "x"],
+    ["ami", "check"], ["ami", "build", "--help"]],
                          ids=" ".join)
 def test_client_commands_and_help_import_nothing_heavy(arguments: list[str]) -> None:
     assert loaded(*arguments) == []

@@ -41,7 +41,7 @@ LEAVES = {path: command for path, command in ALL.items() if not isinstance(comma
 DESIGN = """demo up encode feeder worker submit watch doctor tokens backup restore explain workers pause resume
 jobs ls|jobs show|jobs watch|jobs log|jobs cancel|jobs retry|presets ls|presets show|presets check|presets push|presets rm
 pipelines ls|pipelines show|pipelines check|pipelines push|pipelines rm|config check|config show|config keygen|webhooks test
-aws setup|aws teardown|aws watch"""
+aws setup|aws teardown|aws watch|ami check|ami build|ami user-data"""
 
 
 def test_every_command_of_the_design_is_there() -> None:
@@ -194,7 +194,7 @@ def test_files_are_left_to_the_shell(words: list[str]) -> None:
 
 
 def test_lists_of_commands_are_not_cut_off() -> None:
-    for group in ("webhooks", "aws", "jobs", "tokens", "workers", "presets", "pipelines", "config"):
+    for group in ("webhooks", "aws", "ami", "jobs", "tokens", "workers", "presets", "pipelines", "config"):
         listed = here(None, group, "--help", COLUMNS="80").stdout.partition("Commands:")[2].partition("Examples:")[0]
         assert listed
         assert "..." not in listed, group

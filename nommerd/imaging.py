@@ -1,0 +1,238 @@
+"""Building the machine image with Packer: which commands, and running them. Light: a client command imports it."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from nommerd import __version__
+from nommerd.errors import ConfigError, InfrastructureError
+from nommerd.places import shipped_deploy
+
+TEMPLATE = "encoder.pkr.hcl"
+OLDEST = (1, 6)
+WITHOUT_BUILDERS = (1, 11)  # from there on Packer's builders are plugins, which `packer init` fetches
+CHECK_SECONDS = 120.0
+SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "nommerd", "conf", "deploy")
+ANY_REGION = "us-east-1"  # for a check, which calls nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Packer:
+    """Packer as it is here."""
+
+    path: str
+    version: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        return ".".join(map(str, self.version))
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What a check found: `fault` is empty where all is well."""
+
+    what: str
+    fault: str
+
+
+def recipe() -> Path:
+    """The folder with template, variable sets and the scripts that run on the image."""
+    return shipped_deploy() / "ami"
+
+
+def variable_sets() -> dict[tuple[str, str], Path]:
+    """The files of variables there are, by base and architecture."""
+    found = {}
+    for path in sorted((recipe() / "vars").glob("*.pkrvars.hcl")):
+        base, _, arch = path.name.removesuffix(".pkrvars.hcl").rpartition("-")
+        found[base, arch] = path
+    return found
+
+
+def find_packer(env: Mapping[str, str]) -> Packer:
+    """The Packer in PATH. Raises ConfigError where there is none that can read the template."""
+    path = shutil.which("packer", path=env.get("PATH"))
+    if path is None:
+        raise ConfigError("config.no_program", "There is no packer in PATH.",
+                          "Install Packer 1.6 or newer: https://developer.hashicorp.com/packer/install", place="packer")
+    ended = _quiet([path, "version"], env)
+    told = re.search(r"Packer v(\d+(?:\.\d+)+)", ended.stdout)
+    if told is None:  # some systems have another program of this name: a part of cracklib
+        raise ConfigError("config.packer", f"{path} does not tell its version as HashiCorp's Packer does.",
+                          "Put Packer before it in PATH.", place="packer")
+    packer = Packer(path, tuple(map(int, told[1].split("."))))
+    if packer.version < OLDEST:
+        raise ConfigError("config.packer", f"{path} is Packer {packer.text}; the template needs 1.6 or newer.", place="packer")
+    return packer
+
+
+def init_argv(packer: Packer) -> list[str]:
+    """The command that fetches Packer's builder; none for versions that bring it along."""
+    return [packer.path, "init", str(recipe() / "plugins")] if packer.version >= WITHOUT_BUILDERS else []
+
+
+def validate_argv(packer: Packer, variables: Path, values: Mapping[str, str]) -> list[str]:
+    """The command that checks the template with a set of variables."""
+    return [packer.path, "validate", *_arguments(variables, values)]
+
+
+def build_argv(packer: Packer, variables: Path, values: Mapping[str, str]) -> list[str]:
+    """The command that builds."""
+    return [packer.path, "build", "-color=false", *_arguments(variables, values)]
+
+
+def _arguments(variables: Path, values: Mapping[str, str]) -> list[str]:
+    given = [f"-var={name}={value}" for name, value in values.items()]
+    return [f"-var-file={variables}", *given, str(recipe() / TEMPLATE)]
+
+
+def check(packer: Packer, sets: Mapping[tuple[str, str], Path], values: Mapping[str, str],
+          env: Mapping[str, str]) -> Iterator[Checked]:
+    """Whether Packer takes the template as it is written, and with each of these sets of variables. Calls no AWS."""
+    fetch = init_argv(packer)
+    if fetch:
+        yield _checked("packer init", fetch, env)
+    for folder in (recipe(), recipe() / "vars", recipe() / "plugins"):
+        name = folder.relative_to(recipe().parent).as_posix()
+        yield _checked(f"format of {name}/", [packer.path, "fmt", "-check", "-diff", str(folder)], env)
+    given = {"region": ANY_REGION, "nommerd_version": __version__, **values}
+    for (base, arch), path in sets.items():
+        yield _checked(f"{base} on {arch}", validate_argv(packer, path, given), env)
+
+
+def _checked(what: str, argv: Sequence[str], env: Mapping[str, str]) -> Checked:
+    ended = _quiet(argv, env)
+    told = (ended.stdout + ended.stderr).strip()
+    return Checked(what, "" if ended.returncode == 0 else told or f"It ended with {ended.returncode}.")
+
+
+def _quiet(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(argv, env=_calm(env), stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace",
+                              timeout=CHECK_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise InfrastructureError("node.packer", f"{argv[0]} {argv[1]} did not run: {error}") from None
+
+
+def _calm(env: Mapping[str, str]) -> dict[str, str]:
+    """Packer reports to its makers that it was used, unless it is told not to."""
+    return {"CHECKPOINT_DISABLE": "1", **env}
+
+
+# --- what goes into the image ------------------------------------------------------------------------------------------
+
+
+def default_source() -> Path | None:
+    """The checkout this nommerd runs from; none where it was installed as a package."""
+    root = Path(__file__).parent.parent
+    return root if (root / "setup.py").is_file() and (root / "deploy").is_dir() else None
+
+
+def check_source(source: Path) -> None:
+    """Raises ConfigError for what is no wheel of nommerd and no folder with its source."""
+    wheel = source.is_file() and source.name.startswith("nommerd-") and source.suffix == ".whl"
+    if not wheel and not (source / "setup.py").is_file():
+        raise ConfigError("config.bad_value", f"{source} is neither a wheel of nommerd nor a folder with its source.",
+                          "Give the path of nommerd-VERSION-py3-none-any.whl, or of a checkout.", place="--source")
+    if wheel and re.search(r"[^A-Za-z0-9_.+-]", source.name):
+        raise ConfigError("config.bad_value", f"{source.name!r} is no name that a wheel has.", place="--source")
+
+
+def source_version(source: Path | None) -> str:
+    """The version of what is installed; this one's, unless a wheel's name or the source tells another."""
+    if source is None:
+        return __version__
+    if source.is_file():
+        return source.name.split("-")[1]
+    text = (source / "nommerd" / "__init__.py").read_text(encoding="utf-8")
+    told = re.search(r'__version__ = "([^"]+)"', text)
+    return told[1] if told else __version__
+
+
+def copy_source(source: Path, where: Path) -> Path:
+    """What Packer uploads: a wheel as it is; of a checkout, a copy of what is installed of it."""
+    if source.is_file():
+        return source.absolute()
+    tree = where / "nommerd-source"
+    tree.mkdir()
+    for name in SOURCES:
+        part = source / name
+        if part.is_dir():
+            shutil.copytree(part, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif part.is_file():
+            shutil.copy(part, tree / name)
+    return tree
+
+
+@contextmanager
+def workspace() -> Iterator[Path]:
+    """A folder of one's own, gone afterwards."""
+    with tempfile.TemporaryDirectory(prefix="nommerd-image-") as name:
+        yield Path(name)
+
+
+def make_key(where: Path) -> dict[str, str]:
+    """A key pair for the time of a build, as the template's variables: Ed25519, which every Packer and every OpenSSH of today
+    takes. EC2 would make an RSA pair, whose signatures by Packer before 1.8 are refused by OpenSSH 8.8 and newer."""
+    if shutil.which("ssh-keygen") is None:
+        raise ConfigError("config.no_program", "There is no ssh-keygen in PATH.", "Install OpenSSH's client.",
+                          place="ssh-keygen")
+    key = where / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "nommerd image build", "-f", str(key)],
+                   stdin=subprocess.DEVNULL, check=True)
+    return {"ssh_private_key_file": str(key), "authorized_key": key.with_suffix(".pub").read_text(encoding="utf-8").strip()}
+
+
+# --- building ----------------------------------------------------------------------------------------------------------
+
+
+def build(packer: Packer, argv: Sequence[str], manifest: Path, env: Mapping[str, str]) -> dict[str, str]:
+    """Run the build, its output on stderr; the ids of the images it made, by region. Raises InfrastructureError.
+
+    An interrupt goes to Packer as well, which then removes what it has made: it is waited for.
+    """
+    for command in (init_argv(packer), argv):
+        if command:
+            status = _run(command, env)
+            if status != 0:
+                raise InfrastructureError("node.packer", f"packer {command[1]} ended with {status}.",
+                                          "What it says is above; what it had made on AWS it has removed, unless it says so.")
+    return image_ids(manifest)
+
+
+def _run(command: Sequence[str], env: Mapping[str, str]) -> int:
+    sys.stdout.flush()
+    with subprocess.Popen(command, env=_calm(env), stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno()) as process:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:  # the terminal sent it to Packer, too
+                continue
+
+
+def image_ids(manifest: Path) -> dict[str, str]:
+    """The images that Packer's manifest tells of, region to id."""
+    try:
+        made = json.loads(manifest.read_text(encoding="utf-8"))["builds"][-1]["artifact_id"]
+        return dict(one.split(":", 1) for one in made.split(","))
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InfrastructureError("node.packer", f"Packer ended well, but its manifest tells of no image: {error}") from None
+
+
+def region_of(values: Mapping[str, str], env: Mapping[str, str]) -> str:
+    """Where the image is made. Raises ConfigError."""
+    for region in (values.get("region"), env.get("AWS_REGION"), env.get("AWS_DEFAULT_REGION")):
+        if region:
+            return region
+    raise ConfigError("config.aws", "No region is set to build the image in.",
+                      "Set AWS_REGION, or give --var region=REGION.", place="region")
