@@ -224,7 +224,11 @@ running() {
     [[ -n $states ]] && ! grep -qvw RUNNING <<<"$states"
 }
 until running; do
-    ((SECONDS < until)) || { echo "$states" >&2; fail "not RUNNING after a minute: see /var/log/nommerd"; }
+    if ((SECONDS >= until)); then
+        for role in "${roles[@]}"; do tail -n 5 "/var/log/nommerd/$role.log" >&2 || :; done
+        echo "$states" >&2
+        fail "not RUNNING after a minute; the daemons' last words are above, and all of them in /var/log/nommerd"
+    fi
     sleep 1
 done
 echo "$states"
