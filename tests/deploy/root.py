@@ -23,7 +23,7 @@ from tests.rig import wait_until
 
 CHECKOUT = Path(__file__).parents[2]
 SUITE = "bookworm"
-NEEDED = ("debootstrap", "unshare", "nsenter")
+NEEDED = ("debootstrap", "setpriv", "unshare", "nsenter")
 SECONDS = 300.0
 PASSED_ON = ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_DEFAULT_TIMEOUT", "http_proxy", "https_proxy",
              "no_proxy")  # how this machine reaches its packages
@@ -132,8 +132,9 @@ class Root:
         self._log = home / "first.log"
         with self._log.open("wb") as log:
             self._unshare = subprocess.Popen(
-                ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation", "private", "bash", "-c", FIRST,
-                 "first", *paths, ca], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+                # it ends with us, however that comes about
+                ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation",
+                 "private", "bash", "-c", FIRST, "first", *paths, ca], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         self._ca = bool(ca)
         try:
             wait_until(lambda: self._unshare.poll() is not None or self._first() is not None, 20, self._log.read_text)
