@@ -15,7 +15,7 @@ import gevent
 from gevent.event import Event
 from gevent.pool import Pool
 
-from nommerd import logs, metrics, sqlite
+from nommerd import hangup, logs, metrics, sqlite
 from nommerd.api.app import create_app
 from nommerd.api.auth import EVERYBODY, Gate, Hosts, Networks
 from nommerd.api.catalog import catalog_routes
@@ -59,7 +59,7 @@ from nommerd.net.egress import Egress
 from nommerd.reloading import Reloading
 from nommerd.secrets import Keyring, Secret, secret_file
 from nommerd.sending import Sending
-from nommerd.starting import Start
+from nommerd.starting import Start, answer
 from nommerd.storage import open_registry
 from nommerd.storage.base import StorageRegistry
 from nommerd.store import open_store
@@ -296,6 +296,10 @@ class Feeder:
             return False
         return bool(self._server.started)
 
+    def can_work(self) -> bool:
+        """Whether it is ready, and its bus answers too."""
+        return self.ready() and answer(self._store, self._bus.changes)
+
     def _check_ready(self) -> None:
         if self._stopping.is_set():
             raise InfrastructureError("node.stopping", "The feeder is stopping.")
@@ -314,7 +318,9 @@ def main(settings: Settings, ready_within: float | None = None) -> int:
     """Run a feeder until SIGTERM or SIGINT; SIGHUP makes it read presets and pipelines again. 0 when it stopped, 2 for a
     configuration that must be changed, 1 otherwise, also where it is not ready within so many seconds."""
     try:
-        return _run(settings, Start(ready_within))
+        with Start(ready_within) as start:
+            _run(settings, start)
+        return 0
     except (ConfigError, ManyErrors) as error:
         print(error, file=sys.stderr, flush=True)
         return EXIT_CONFIG
@@ -323,19 +329,16 @@ def main(settings: Settings, ready_within: float | None = None) -> int:
         return 1
 
 
-def _run(settings: Settings, start: Start) -> int:
+def _run(settings: Settings, start: Start) -> None:
     with ExitStack() as stack:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # nothing to read again yet
         feeder = _assemble(settings, stack)
-        for number, handle in ((signal.SIGTERM, feeder.ask_to_stop), (signal.SIGINT, feeder.ask_to_stop),
-                               (signal.SIGHUP, feeder.reloading.ask)):
-            gevent.signal_handler(number, handle)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            gevent.signal_handler(number, feeder.ask_to_stop)
+        hangup.heed(feeder.reloading.ask, feeder.ask_to_stop)
         feeder.start()
-        start.running(feeder.ready, feeder.ask_to_stop)
+        start.running(feeder.can_work, feeder.ask_to_stop)
         feeder.wait()
         feeder.stop()
-    start.check()
-    return 0
 
 
 def _assemble(settings: Settings, stack: ExitStack) -> Feeder:

@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 import gevent
 from gevent.event import Event
 
-from nommerd import __version__, logs, metrics
+from nommerd import __version__, hangup, logs, metrics
 from nommerd.attempt import Tools, threads_per_job
 from nommerd.aws.clients import Clients
 from nommerd.bus import open_bus
@@ -45,7 +45,7 @@ from nommerd.nodelife import EMBEDDED, find_life
 from nommerd.parting import LAST_RECEIVE_SECONDS, Parting, Reason
 from nommerd.runtime import self_test
 from nommerd.secrets import Keyring
-from nommerd.starting import Start
+from nommerd.starting import Start, answer
 from nommerd.storage import open_registry
 from nommerd.store import open_store
 from nommerd.store.base import Store, WorkerRecord
@@ -291,7 +291,9 @@ def main(settings: Settings, *, name: str | None = None, local: bool = True, boo
     nothing but its workspaces: data directory and keys are the feeder's to make. The process is patched already.
     """
     try:
-        return _run(settings, name, local, booted, Start(ready_within))
+        with Start(ready_within) as start:
+            _run(settings, name, local, booted, start)
+        return 0
     except (ConfigError, ManyErrors) as error:
         print(error, file=sys.stderr, flush=True)
         return EXIT_CONFIG
@@ -313,8 +315,7 @@ def make_tools(settings: Settings, store: Store, clients: Clients) -> Tools:
                  keep_days=settings.jobs.keep_finished_days)
 
 
-def _run(settings: Settings, name: str | None, local: bool, booted: Clients | None, start: Start) -> int:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+def _run(settings: Settings, name: str | None, local: bool, booted: Clients | None, start: Start) -> None:
     if not settings.data_dir.is_dir():
         raise ConfigError("config.no_data", f"The data directory {settings.data_dir} is missing.",
                           "`nommerd up` and `nommerd feeder` make it; start one first, or set paths.data.", place="paths.data")
@@ -339,8 +340,6 @@ def _run(settings: Settings, name: str | None, local: bool, booted: Clients | No
             parts.callback(serve(wanted.health_host, wanted.health_port, worker.ready, worker.metrics).stop, 0)
         for number in (signal.SIGTERM, signal.SIGINT):
             gevent.signal_handler(number, worker.stop)
-        gevent.signal_handler(signal.SIGHUP, worker.nothing_to_reload)
-        start.running(worker.ready, worker.stop)
+        hangup.heed(worker.nothing_to_reload, worker.stop)
+        start.running(lambda: answer(store, bus.jobs), worker.stop)
         worker.run()
-    start.check()
-    return 0

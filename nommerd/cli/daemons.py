@@ -30,9 +30,10 @@ def daemon_options(function: F) -> F:
 
 
 def _prepare(log_style: str, log_level: str, parent: int | None) -> None:
-    from nommerd import logs
+    from nommerd import hangup, logs
     from nommerd.cli.parent import die_with
 
+    hangup.hold()
     if parent is not None:
         die_with(parent)
     logs.configure(sys.stderr, json={"auto": None, "text": False, "json": True}[log_style], level=log_level)

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from nommerd.hangup import Terminal, held
+
 BACKOFF_SECONDS = 0.5  # before a restart, doubled with each early death in a row
 BACKOFF_MAX_SECONDS = 10.0
 HEALTHY_SECONDS = 30.0  # a child that lived this long starts with a clean slate
@@ -51,16 +53,24 @@ class Supervisor:
         self._on_line = on_line
         self._on_event = on_event
         self._asked = threading.Event()
+        self._reload = threading.Event()
+        self._terminal: Terminal | None = None
         self.children: list[Child] = []
 
     def ask_to_stop(self, *_: object) -> None:
         """Only sets a flag: a signal handler."""
         self._asked.set()
 
+    def ask_to_reload(self, *_: object) -> None:
+        """Only sets a flag: a signal handler."""
+        self._reload.set()
+
     def heed_signals(self) -> None:
-        """SIGINT, SIGTERM and SIGHUP ask to stop."""
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        """SIGINT, SIGTERM and the end of the terminal ask to stop; any other SIGHUP is passed on to the children."""
+        self._terminal = Terminal()
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.ask_to_stop)
+        signal.signal(signal.SIGHUP, self.ask_to_reload)
 
     @property
     def asked(self) -> bool:
@@ -73,10 +83,11 @@ class Supervisor:
 
     def _spawn(self, child: Child) -> None:
         child.started, child.restart_at = time.monotonic(), None
-        child.process = subprocess.Popen(
-            [*child.argv, "--parent", str(os.getpid())], env=dict(child.env), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", bufsize=1,
-            start_new_session=True)  # a terminal's Ctrl-C reaches us alone, and we stop them in order
+        with held():  # until the child can heed it
+            child.process = subprocess.Popen(
+                [*child.argv, "--parent", str(os.getpid())], env=dict(child.env), stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", bufsize=1,
+                start_new_session=True)  # a terminal's Ctrl-C reaches us alone, and we stop them in order
         child.reader = threading.Thread(target=self._forward, args=(child.name, child.process), daemon=True)
         child.reader.start()
 
@@ -89,6 +100,8 @@ class Supervisor:
         """Keep the children running. Returns 0 when asked to stop or once `until` holds, else the exit code for ours: 2
         when a child's configuration is wrong, 1 when one keeps dying."""
         while not self._asked.wait(TICK_SECONDS):
+            if self._reload.is_set():
+                self._pass_on()
             for child in self.children:
                 code = self._look_after(child)
                 if code:
@@ -96,6 +109,15 @@ class Supervisor:
             if until():
                 break
         return 0
+
+    def _pass_on(self) -> None:
+        self._reload.clear()
+        if self._terminal is not None and self._terminal.gone:
+            self.ask_to_stop()
+            return
+        for child in self.children:
+            if child.process is not None and child.process.poll() is None:
+                child.process.send_signal(signal.SIGHUP)
 
     def _look_after(self, child: Child) -> int:
         now = time.monotonic()

@@ -233,7 +233,7 @@ class Console:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        with self._lock, suppress(BrokenPipeError, ValueError):  # nobody reads any longer: the work goes on
+        with self._lock, suppress(OSError, ValueError):  # nobody reads any longer (pipe or terminal): the work goes on
             print(text, flush=True)
 
 

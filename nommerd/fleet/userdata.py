@@ -48,16 +48,19 @@ class UserData:
     def __init__(self, settings: Settings, clients: Clients, keyring: Keyring) -> None:
         self._settings, self._clients, self._keyring = settings, clients, keyring
         self._pin: Pin | None = None
+        self._renewed, self._published = 1, 0  # how often there was something new, and how much of that is in the bucket
 
     def publish(self) -> None:
         """Publish, unless it is done or there is no aws.config_bucket. Raises ConfigError, or InfrastructureError where a
         later try may succeed."""
-        if self._pin is None:
+        if self._published != self._renewed:
+            renewed = self._renewed  # before anything is read: what changes meanwhile is published next
             self._pin = publish(self._settings, self._clients, self._keyring)
+            self._published = renewed if self._pin is not None else 0
 
     def renew(self) -> None:
         """What is to be published may have changed: publish it again before the next node, or the next call of `publish`."""
-        self._pin = None
+        self._renewed += 1
 
     def __call__(self) -> str:
         """The user-data, once the configuration is published. Raises as `publish`, and ConfigError without a bucket."""
