@@ -25,7 +25,7 @@ setup(
     install_requires=[
         "gevent>=25.5", "bottle>=0.13.4", "boto3>=1.38", "sh>=2.2.2,<3", "PyYAML>=6.0.2", "pydantic>=2.11,<3", "click>=8.1",
         "rich>=13.9", "structlog>=25.1", "cryptography>=44", "standardwebhooks>=1.0.1", "requests>=2.32",
-        "requests-hardened>=1.2", "prometheus-client>=0.21", "supervisor>=4.2.5", "superlance>=2.0",
+        "requests-hardened>=1.2", "prometheus-client>=0.21", "supervisor>=4.2.5",
         "apispec>=6.8",
     ],
     extras_require={

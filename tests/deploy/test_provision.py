@@ -39,7 +39,7 @@ def test_the_second_run_changes_nothing_and_the_first_left_a_machine_that_is_loc
     assert ready.run("runuser", "-u", "nobody", "--", "ls", "/var/lib/nommerd", check=False).returncode != 0
     assert ready.run("runuser", "-u", "nobody", "--", "cat", "/etc/nommerd/nommerd.yaml", check=False).returncode != 0
     users = ready.shell("ps -eo user=,args= | grep '[/]opt/nommerd'").stdout.splitlines()
-    assert {line.split()[0] for line in users if "httpok" not in line} == {"nommerd"}
+    assert {line.split()[0] for line in users if "nommerd.livecheck" not in line} == {"nommerd"}
     assert ready.run("runuser", "-u", "nommerd", "--", "touch", "/opt/nommerd/bin/nommerd", check=False).returncode != 0
 
 

@@ -1,0 +1,126 @@
+"""An event listener of supervisor that kills a daemon which lives but does not answer; supervisor starts it again.
+
+`python -m nommerd.livecheck PROGRAM`, as root, at TICK_5. Where the daemon listens is asked of the kernel, not of a
+configuration: that of a node lies in a bucket, and a port that was changed must not make a healthy daemon die. Any answer
+to /healthz is a sign of life. No answer twice in a row is not: one time-out alone may be a machine that stood still itself.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from http.client import HTTPConnection, HTTPException
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from xmlrpc.client import Fault
+
+from nommerd import logs
+
+ANSWER_SECONDS = 10.0
+MISSES = 2  # in a row, of one process
+LISTEN = "0A"  # a socket's state in /proc/net/tcp
+RUNNING = 20  # a process's state, as supervisor numbers them
+
+Address = tuple[str, int]
+
+
+def listening(pid: int) -> list[Address]:
+    """The TCP addresses, to connect to from this machine, on which this process listens; none where it is gone."""
+    found = []
+    try:
+        links = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+        for table in ("tcp", "tcp6"):
+            for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTEN and f"socket:[{fields[9]}]" in links:
+                    found.append(_address(fields[1]))
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return found
+
+
+def _address(text: str) -> Address:
+    """As the kernel writes it: 32-bit words in this machine's byte order, a colon, the port."""
+    words, port = text.split(":")
+    packed = struct.pack(f"={len(words) // 8}I", *(int(words[at:at + 8], 16) for at in range(0, len(words), 8)))
+    host = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
+    if ip_address(host).is_unspecified:
+        host = "127.0.0.1" if len(packed) == 4 else "::1"
+    return host, int(port, 16)
+
+
+def answers(address: Address, seconds: float = ANSWER_SECONDS) -> bool:
+    """Whether there is an answer to /healthz, of any kind."""
+    connection = HTTPConnection(*address, timeout=seconds)
+    try:
+        connection.request("GET", "/healthz", headers={"User-Agent": "nommerd-livecheck"})
+        connection.getresponse().read()
+    except (OSError, HTTPException):
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+class LiveCheck:
+    """`look` once in a while. `supervisor`: its XML-RPC methods."""
+
+    def __init__(self, supervisor: Any, program: str, answers: Callable[[Address], bool] = answers) -> None:
+        self._supervisor, self._program, self._answers = supervisor, program, answers
+        self._pid, self._misses = 0, 0
+
+    def look(self) -> None:
+        """Kill the program's process where it is RUNNING, listens, and has not answered for MISSES times."""
+        process = self._supervisor.getProcessInfo(self._program)
+        pid = process["pid"]
+        addresses = listening(pid) if process["state"] == RUNNING else []
+        if pid != self._pid or not addresses or any(map(self._answers, addresses)):
+            self._pid, self._misses = pid, 0
+            return
+        self._misses += 1
+        told = {"program": self._program, "pid": pid, "addresses": [f"{host} port {port}" for host, port in addresses]}
+        logs.get().warning("health.no_answer", misses=self._misses, **told)
+        if self._misses >= MISSES:
+            self._kill(pid, told)
+
+    def _kill(self, pid: int, told: dict[str, Any]) -> None:
+        """Not a stop and a start: were an operator to stop it meanwhile, that would start it again."""
+        try:
+            if self._supervisor.getProcessInfo(self._program)["pid"] == pid:
+                self._supervisor.signalProcess(self._program, "KILL")
+                logs.get().error("health.killed", **told)
+        except Fault as fault:
+            logs.get().warning("health.not_killed", why=fault.faultString, **told)
+        self._misses = 0
+
+
+def ticks() -> Iterator[dict[str, str]]:
+    """Supervisor's events as they come, each accepted when the next is asked for; until supervisor ends."""
+    from supervisor import childutils
+
+    while True:
+        try:
+            headers, _ = childutils.listener.wait()
+        except KeyError:  # how it takes the end of its input
+            return
+        yield headers
+        childutils.listener.ok()
+
+
+def main(program: str) -> None:
+    """Until supervisor ends."""
+    from supervisor import childutils
+
+    logs.configure(sys.stderr, json=True, level="info")
+    check = LiveCheck(childutils.getRPCInterface(os.environ).supervisor, program)
+    for headers in ticks():
+        if headers["eventname"].startswith("TICK"):
+            check.look()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,143 @@
+"""Whether a process still answers, asked where it really listens."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from xmlrpc.client import Fault
+
+import pytest
+
+from nommerd import livecheck
+from nommerd.livecheck import Address, LiveCheck, answers, listening
+from tests.rig import wait_until
+
+SERVER = """
+import socket, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_error(404)
+class Server(HTTPServer):
+    address_family = socket.AF_INET6 if ":" in sys.argv[1] else socket.AF_INET
+Server((sys.argv[1], 0), Handler).serve_forever()
+"""
+
+
+@contextmanager
+def server(host: str = "127.0.0.1") -> Iterator[int]:
+    """A process that answers 404 to everything; its id, once it listens."""
+    process = subprocess.Popen([sys.executable, "-c", SERVER, host], stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: process.poll() is not None or listening(process.pid), 20, "it listens")
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Supervisor:
+    """What is asked of supervisor, about one process."""
+
+    def __init__(self, pid: int, state: int = livecheck.RUNNING) -> None:
+        self.pid, self.state = pid, state
+        self.signals: list[str] = []
+
+    def getProcessInfo(self, program: str) -> dict[str, int]:
+        return {"pid": self.pid, "state": self.state}
+
+    def signalProcess(self, program: str, signal: str) -> None:
+        self.signals.append(f"{program} {signal}")
+
+
+@pytest.mark.parametrize(("bound", "reached"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "::1"),
+                                                ("::", "::1"), ("127.1.2.3", "127.1.2.3")])
+def test_a_process_is_asked_where_it_listens(bound: str, reached: str) -> None:
+    with server(bound) as pid:
+        (address,) = listening(pid)
+        assert address[0] == reached
+        assert answers(address), "any answer is one"
+
+
+def test_what_does_not_listen_or_is_gone_has_no_addresses() -> None:
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    assert listening(process.pid) == []
+    process.communicate(b"\n")
+    assert listening(process.pid) == []
+
+
+def test_a_stopped_process_does_not_answer_and_is_killed_at_the_second_miss() -> None:
+    with server() as pid:
+        supervisor = Supervisor(pid)
+        check = LiveCheck(supervisor, "daemon", lambda address: answers(address, 0.3))
+        check.look()
+        os.kill(pid, signal.SIGSTOP)
+        check.look()
+        assert supervisor.signals == []
+        check.look()
+        assert supervisor.signals == ["daemon KILL"]
+
+
+@pytest.mark.parametrize("state", [0, 10, 30, 40, 100, 200])
+def test_only_what_is_running_is_asked(state: int) -> None:
+    with listener() as pid:
+        supervisor = Supervisor(pid, state)
+        check = LiveCheck(supervisor, "daemon", silent)
+        for _ in range(5):
+            check.look()
+        assert supervisor.signals == []
+
+
+def test_an_answer_between_them_forgives_misses() -> None:
+    with listener() as pid:
+        supervisor = Supervisor(pid)
+        told = iter([True, False, True, False, True, False])
+        check = LiveCheck(supervisor, "daemon", lambda address: next(told))
+        for _ in range(6):
+            check.look()
+        assert supervisor.signals == []
+
+
+def test_a_new_process_begins_anew_and_one_replaced_meanwhile_is_left_alone() -> None:
+    with listener() as pid:
+        supervisor = Supervisor(0)
+
+        def replaced(address: Address) -> bool:
+            supervisor.pid = 1
+            return False
+
+        check = LiveCheck(supervisor, "daemon", silent)
+        for seen in (pid, pid, 0, pid, pid):
+            supervisor.pid = seen
+            check.look()
+        assert supervisor.signals == [], "never two misses of one process in a row"
+        check._answers = replaced
+        check.look()
+        assert supervisor.signals == []
+
+
+def test_one_that_was_stopped_in_the_last_moment_is_no_error() -> None:
+    class Stopped(Supervisor):
+        def signalProcess(self, program: str, signal: str) -> None:
+            raise Fault(70, "NOT_RUNNING")
+
+    with listener() as pid:
+        check = LiveCheck(Stopped(pid), "daemon", silent)
+        for _ in range(4):
+            check.look()
+
+
+def silent(address: Address) -> bool:
+    return False
+
+
+@contextmanager
+def listener() -> Iterator[int]:
+    """A process that listens: this one."""
+    with socket.create_server(("127.0.0.1", 0)):
+        yield os.getpid()
