@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MEDIA ?=
 
-.PHONY: demo test test-wheels test-deploy test-all lint docs bench clean
+.PHONY: demo test test-wheels test-deploy test-all lint docs bench dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nommerd demo $(if $(MEDIA),"$(MEDIA)")
@@ -28,7 +28,7 @@ test-all: test test-wheels test-deploy
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check setup.py nommerd tests benchmarks
+	$(BIN)/ruff check setup.py nommerd tests benchmarks tools
 	$(BIN)/mypy
 
 # The pages that are made of the code.
@@ -37,6 +37,11 @@ docs: $(VENV)/.installed
 
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks
+
+# The last commit as sdist and wheel in dist/, the same bytes on every machine.
+dist: $(VENV)/.python
+	$(PIP) install --quiet -r tools/requirements.txt
+	$(BIN)/python -m tools.dist
 
 # Debian's Python brings no ensurepip, but then its pip can fill a virtual environment from outside.
 $(VENV)/.python:
