@@ -33,6 +33,16 @@ class Machine:
         wait_until(lambda: all(self.states().get(name) == "RUNNING" for name in wanted), STARTING_SECONDS,
                    lambda: f"{wanted} RUNNING: {self.states()}\n{self.log('feeder')}\n{self.log('worker')}")
 
+    def wait_listening(self) -> None:
+        """Until the API answers, which is before the feeder counts as RUNNING."""
+        def answers() -> bool:
+            try:
+                with urllib.request.urlopen(f"{API}/readyz", timeout=5) as answer:
+                    return bool(answer.status == 200)
+            except OSError:
+                return False
+        wait_until(answers, STARTING_SECONDS, lambda: f"the API answers: {self.states()}\n{self.log('feeder')}")
+
     def pid(self, name: str) -> int:
         """The process of a program, as the root numbers it; 0 where there is none."""
         return int(self.root.run("supervisorctl", "pid", name, check=False).stdout.strip() or 0)
