@@ -212,10 +212,11 @@ source "amazon-ebs" "encoder" {
 build {
   sources = ["source.amazon-ebs.encoder"]
 
-  # its first boot is still at work when SSH answers: it sets apt's sources and may hold apt's lock
+  # its first boot is still at work when SSH answers: it sets apt's sources, and what apt does by itself then holds apt's locks
   provisioner "shell" {
     inline = [
       "if command -v cloud-init >/dev/null; then cloud-init status --wait >/dev/null || [ $? -eq 2 ]; fi",
+      "if [ -d /run/systemd/system ]; then sudo systemctl stop 'apt-daily*.timer' 'apt-daily*.service'; fi",
       "rm -rf ${local.remote}",
       "mkdir -m 0700 ${local.remote}",
     ]

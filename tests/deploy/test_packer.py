@@ -27,7 +27,8 @@ from tests.rig import free_port
 
 BASES, ARCHES = ("debian-12", "debian-13", "ubuntu-24.04"), ("arm64", "x86_64")
 DEBIAN, NEWEST = "136693071363", "debian-12-amd64-20260102-1"
-SEALED = ("/tmp/nommerd-image", "/home/admin/.ssh/authorized_keys", "/etc/ssh/ssh_host_ed25519_key")
+SEALED = ("/tmp/nommerd-image", "/home/admin/.ssh/authorized_keys", "/home/admin/.bash_history",
+          "/etc/ssh/ssh_host_ed25519_key")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -116,9 +117,13 @@ class FirstBoot:
 
 def with_ssh(root: Root) -> int:
     """Make a machine of it as a distribution's image on EC2 is: a user with a key and sudo. The port of its SSH server."""
+    # its own copy of the downloaded packages: sealing empties the folder, and other roots use it
+    root.shell("mkdir /root/debs; cp /var/cache/apt/archives/*.deb /root/debs/ || :; umount /var/cache/apt/archives; "
+               "mkdir -p /var/cache/apt/archives/partial; mv /root/debs/* /var/cache/apt/archives/ || :")
     root.shell("export DEBIAN_FRONTEND=noninteractive; apt-get update -qq; "
                "apt-get install -y -qq --no-install-recommends openssh-server sudo; useradd -m -s /bin/bash admin; "
-               "install -d -o admin -m 700 /home/admin/.ssh; mkdir -p /run/sshd")
+               "install -d -o admin -m 700 /home/admin/.ssh; mkdir -p /run/sshd; "
+               "echo 0123456789abcdef0123456789abcdef > /etc/machine-id; echo secret > /home/admin/.bash_history")
     root.run("install", "-m", "440", "/dev/stdin", "/etc/sudoers.d/admin",
              input="admin ALL=(ALL) NOPASSWD: ALL\nDefaults:admin !env_reset\n")
     port = free_port()
@@ -155,7 +160,8 @@ def left_over(ec2: Any) -> dict[str, int]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_build_makes_an_image_that_works_and_leaves_nothing_else(fresh: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_build_makes_an_image_that_works_and_leaves_nothing_else(
+        fresh: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOTO_AMIS_PATH", str(published(tmp_path)))
     emulator = Emulator()
     ec2 = emulator.client("ec2")
