@@ -1,4 +1,7 @@
-"""The tables of the embedded file, as a list of migrations: version N is the first N of them, applied in order."""
+"""The tables of the embedded file, as a list of migrations: version N is the first N of them, applied in order.
+
+A migration that files were made with never changes: what is to be otherwise is one more (tests/unit/test_upgrade.py).
+"""
 
 from __future__ import annotations
 
@@ -58,9 +61,18 @@ MIGRATIONS: tuple[str, ...] = (
     CREATE TABLE documents (
         kind TEXT NOT NULL, scope TEXT NOT NULL, name TEXT NOT NULL, version INTEGER NOT NULL, expires REAL,
         body TEXT NOT NULL, PRIMARY KEY (kind, scope, name));
-    ALTER TABLE progress ADD COLUMN speed REAL;
     CREATE INDEX documents_by_expiry ON documents (expires) WHERE expires IS NOT NULL;
     CREATE INDEX jobs_by_ending ON jobs (project, finished, state, error_code) WHERE finished IS NOT NULL;
+    """,
+    # 3. How fast a running job encodes. Made anew, as for a while version 2 had this column.
+    """
+    ALTER TABLE progress RENAME TO progress_before;
+    CREATE TABLE progress (
+        project TEXT NOT NULL, id TEXT NOT NULL, token INTEGER NOT NULL, progress REAL NOT NULL, stage TEXT, eta_seconds REAL,
+        speed REAL, PRIMARY KEY (project, id)) WITHOUT ROWID;
+    INSERT INTO progress (project, id, token, progress, stage, eta_seconds)
+        SELECT project, id, token, progress, stage, eta_seconds FROM progress_before;
+    DROP TABLE progress_before;
     """,
 )
 

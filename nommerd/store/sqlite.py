@@ -54,11 +54,15 @@ _UPDATE = """
     UPDATE jobs
     SET version = ?, token = ?, state = ?, finished = ?, error_code = ?, sweep = ?, sweep_at = ?, webhook_at = ?, body = ?
     WHERE project = ? AND id = ?"""
+_INSERT_LABEL = ("INSERT INTO labels (project, name, value, state, created, id, preset, error_code) "
+                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?)")
 _LABEL = "project = ? AND name = ? AND value = ? AND state = ? AND created = ? AND id = ?"
 _REPORT = """
-    INSERT OR REPLACE INTO progress SELECT project, id, token, ?, ?, ?, ? FROM jobs
+    INSERT OR REPLACE INTO progress (project, id, token, progress, stage, eta_seconds, speed)
+    SELECT project, id, token, ?, ?, ?, ? FROM jobs
     WHERE project = ? AND id = ? AND token = ? AND sweep = 0"""  # Sweep.CLAIMED
-_PUT_RECIPE = "INSERT INTO recipes VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET stored = excluded.stored"
+_PUT_RECIPE = ("INSERT INTO recipes (hash, document, stored) VALUES (?, ?, ?) "
+               "ON CONFLICT DO UPDATE SET stored = excluded.stored")
 
 
 class SqliteStore(Store):
@@ -74,8 +78,7 @@ class SqliteStore(Store):
 
         def run(db: sqlite3.Connection) -> Job | None:
             if db.execute(_INSERT, row).rowcount:
-                db.executemany("INSERT INTO labels VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-                               [(*label, job.preset, _code(job)) for label in _labels(job, job.state)])
+                db.executemany(_INSERT_LABEL, [(*label, job.preset, _code(job)) for label in _labels(job, job.state)])
                 return None
             return _job(db.execute(_GET, job.key).fetchone())
 
@@ -172,7 +175,7 @@ class SqliteStore(Store):
         return str(row[0])
 
     def put_worker(self, worker: WorkerRecord) -> None:
-        self._execute("INSERT OR REPLACE INTO workers VALUES (?, ?)", (worker.name, worker.encode()))
+        self._execute("INSERT OR REPLACE INTO workers (name, body) VALUES (?, ?)", (worker.name, worker.encode()))
 
     def workers(self) -> Sequence[WorkerRecord]:
         rows = self._read(lambda db: db.execute("SELECT body FROM workers ORDER BY name").fetchall())
@@ -192,7 +195,7 @@ class SqliteStore(Store):
             row = db.execute("SELECT version FROM leader").fetchone()
             if expected_version != (row[0] if row else 0):
                 raise Conflict("leader")
-            db.execute("INSERT OR REPLACE INTO leader VALUES (1, ?, ?)", (leader.version, body))
+            db.execute("INSERT OR REPLACE INTO leader (one, version, body) VALUES (1, ?, ?)", (leader.version, body))
 
         self._write(run)
 
@@ -256,7 +259,7 @@ class SqliteStore(Store):
 
     def ping(self) -> None:
         """Writes for real: a full disk lets transactions begin."""
-        self._execute("INSERT OR REPLACE INTO meta VALUES ('pinged', ?)", (time.time(),))
+        self._execute("INSERT OR REPLACE INTO meta (name, value) VALUES ('pinged', ?)", (time.time(),))
 
     def close(self) -> None:
         if not self._closed:
