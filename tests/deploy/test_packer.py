@@ -172,9 +172,12 @@ def test_a_build_makes_an_image_that_works_and_leaves_nothing_else(
         env = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_POLL_DELAY_SECONDS": "1"}
         given = [f"--var={name}={value}" for name, value in variables.items()]
 
-        broken = nommerd("ami", "build", *given, "--var=ffmpeg=none", timeout=300, **env)
+        wheel = tmp_path / "nommerd-0.0.9-py3-none-any.whl"
+        wheel.write_bytes(b"half of a wheel")
+        broken = nommerd("ami", "build", *given, f"--source={wheel}", timeout=300, **env)
         assert broken.returncode == 1, broken.stderr[-4000:]
-        assert "there are distribution and wheels" in broken.stderr, broken.stderr
+        assert f"/tmp/nommerd-image/{wheel.name}" in broken.stderr, broken.stderr
+        assert "provision.sh: line " in broken.stderr
         assert broken.stderr.rstrip().splitlines()[-1].startswith("nommerd: node.packer: ")
         assert left_over(ec2) == {"instances": 0, "keys": 0, "groups": 0, "images": 0}
 
