@@ -1,6 +1,6 @@
 # Feeder and worker in one image: `feeder` and `worker` are commands of its entry point. docs/container.md
 #
-#   docker build -t nommerd .        (or: podman build -t nommerd .)
+#   docker build --tag nommerd .     (or: podman build --format docker --tag nommerd .)
 
 ARG BASE=docker.io/library/debian:bookworm-slim
 

@@ -28,6 +28,8 @@ FIRST = r"""
 set -eu
 umount -R /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
+mkdir -p "$2"
+mount -t tmpfs tmpfs "$2"  # what runs: to podman, each engine is the first one after a restart of the machine
 touch "$1"
 while :; do sleep 3600 & wait $!; done
 """
@@ -43,7 +45,7 @@ class Engine:
 
     def __init__(self, home: Path) -> None:
         self._home = home
-        self._store = cache() / "containers"
+        self._store, self._running = cache() / "containers", cache() / "containers-running"
 
     def __enter__(self) -> Self:
         self._store.mkdir(parents=True, exist_ok=True)
@@ -52,7 +54,7 @@ class Engine:
         up = self._home / "up"
         self._unshare = subprocess.Popen(
             ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "bash", "-c",
-             FIRST, "first", str(up)], stdin=subprocess.DEVNULL)
+             FIRST, "first", str(up), str(self._running)], stdin=subprocess.DEVNULL)
         wait_until(lambda: self._unshare.poll() is not None or up.exists(), 20, "the engine's namespaces")
         self._pid = int(Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()[0])
         self.run("rm", "--force", "--all")
@@ -66,12 +68,12 @@ class Engine:
 
     def run(self, *argv: str, check: bool = True, timeout: float = 120.0) -> subprocess.CompletedProcess[str]:
         """One command of podman, to its end. `check`: it must exit 0."""
-        command = ["nsenter", "--target", str(self._pid), "--mount", "--pid", "podman", "--root", str(self._store), "--runroot",
-                   f"{self._home}/run", "--cgroup-manager", "cgroupfs", "--events-backend", "none", *argv]
+        command = ["nsenter", "--target", str(self._pid), "--mount", "--pid", "podman", "--root", str(self._store),
+                   "--runroot", str(self._running), "--tmpdir", f"{self._running}/tmp",
+                   "--cgroup-manager", "cgroupfs", "--events-backend", "none", *argv]
         # containers hold on to what they are given as stderr: to a file, not to a pipe whose end would be waited for
         with (self._home / "out").open("w+") as out, (self._home / "err").open("w+") as err:
-            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=timeout,
-                                  cwd=CHECKOUT).returncode
+            code = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=timeout).returncode
             out.seek(0)
             err.seek(0)
             done = subprocess.CompletedProcess(command, code, out.read(), err.read())
@@ -90,7 +92,7 @@ class Engine:
         trusted = ssl.get_default_verify_paths().cafile
         assert trusted, "the build trusts what this machine trusts"
         self.run("build", "--pull=never", "--isolation", "chroot", "--network", "host", "--format", "docker", "--volume",
-                 f"{trusted}:{CERTIFICATE}:ro", *options, "--tag", tag, ".", timeout=BUILD_SECONDS)
+                 f"{trusted}:{CERTIFICATE}:ro", *options, "--tag", tag, str(CHECKOUT), timeout=BUILD_SECONDS)
         self.run("image", "prune", "--force", check=False)
 
     def start(self, name: str, image: str, service: dict[str, Any], sources: dict[str, str]) -> None:
