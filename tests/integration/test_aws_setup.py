@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,11 +25,17 @@ from nommerd.aws.policies import Place
 from nommerd.config import Settings, load
 from nommerd.errors import ConfigError, InfrastructureError
 from nommerd.fleet.template import LAUNCH_TAG
+from nommerd.job import JobState, Key, Sweep, utcnow
+from nommerd.lifecycle import cancel
+from nommerd.store.base import Document, JobQuery
+from nommerd.store.dynamodb import DynamoStore
 from tests.aws_proxy import Answer, AwsProxy, Call, Forward, Rule
 from tests.emulator import ACCESS_KEY, REGION, SECRET_KEY, account, emulator
 
 ACCOUNT = "123456789012"
 TAG = "nommerd:cluster"
+TABLE_1 = Path(__file__).parents[1] / "unit" / "data" / "table-1.json"
+LONG_AGO = datetime(2020, 1, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -365,6 +372,36 @@ def test_a_table_of_other_keys_is_told_and_left(scene: Scene) -> None:
         TableName=scene.cluster, BillingMode="PAY_PER_REQUEST", KeySchema=[{"AttributeName": "id", "KeyType": "HASH"}],
         AttributeDefinitions=[{"AttributeName": "id", "AttributeType": "S"}], Tags=[{"Key": TAG, "Value": scene.cluster}])
     assert "other keys" in scene.set_up()[f"DynamoDB::Table {scene.cluster}"].detail
+
+
+def test_a_table_of_the_first_layout_gets_what_it_lacks_and_keeps_its_records(scene: Scene) -> None:
+    dynamo = scene.client("dynamodb")
+    left = json.loads(TABLE_1.read_text())
+    dynamo.create_table(**left["table"] | {"TableName": scene.cluster, "Tags": [{"Key": TAG, "Value": scene.cluster}]})
+    for item in left["items"]:
+        dynamo.put_item(TableName=scene.cluster, Item=item)
+    store = DynamoStore(dynamo, scene.cluster)
+    with pytest.raises(ConfigError, match="nommerd aws setup"):
+        store.endings("default", LONG_AGO, 10)
+
+    table = f"DynamoDB::Table {scene.cluster}"
+    done = scene.set_up()[table]
+    assert (done.status, "index ended" in done.detail) == ("changed", True), done
+    assert scene.set_up()[table].status == "exists"
+
+    assert {job.id.upper() for job in store.list(JobQuery()).jobs} == {state.value for state in JobState}
+    assert all(store.get(Key("default", state.lower())).state is state for state in JobState)
+    failed = JobQuery(labels={"show": "one"}, states=frozenset({JobState.ERROR}))
+    assert [job.id for job in store.list(failed).jobs] == ["error"]
+    assert {job.id for job in store.due_for_sweep(Sweep.CLAIMED, 9e9, 10)} == {"downloading", "encoding", "uploading"}
+    assert [job.id for job in store.webhooks_due(9e9, 10)] == ["finished"]
+    assert (store.get_recipe("r" * 64), [worker.name for worker in store.workers()], store.leader().token) == ("{}", ["w1"], 1)
+    assert store.endings("default", LONG_AGO, 10) == []  # those of before are in no such index
+    store.update(Key("default", "pending"), cancel(utcnow()))
+    assert [ending.state for ending in store.endings("default", LONG_AGO, 10)] == [JobState.CANCELLED]
+    store.put_document(Document(kind="preset", scope="default", name="mine", body="{}"), None)
+    assert [document.name for document in store.documents("preset", "default")] == ["mine"]
+    assert store.delete_finals(utcnow(), 10) == 5
 
 
 # --- what takes its time, or fails ---------------------------------------------------------------------------------------
