@@ -16,7 +16,8 @@ def schema_1(data: Path, media: Path | None = None) -> dict[str, str]:
     """Unpack it into `data`, with its jobs' files in `media`; the ids of its jobs by state."""
     data.mkdir(mode=0o700, exist_ok=True)
     with tarfile.open(SCHEMA_1) as tar:
-        tar.extractall(data, filter="data")
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)  # Python 3.11.2 has none
+        tar.extractall(data)
     names = data / "ids.json"
     ids: dict[str, str] = json.loads(names.read_text())
     names.unlink()

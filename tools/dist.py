@@ -38,8 +38,7 @@ def build(tree: Path, out: Path, epoch: int) -> list[Path]:
             "__pycache__", "*.egg-info", "build", "dist", ".[a-z]*", "tests"))
         _plain_modes(copy)
         sdist = _packed(_hook("build_sdist", copy, raw, epoch), out, epoch)
-        with tarfile.open(sdist) as tar:
-            tar.extractall(unpacked, filter="fully_trusted")  # modes as they are; it was written a moment ago
+        _unpacked(sdist, unpacked)
         (source,) = unpacked.iterdir()
         wheel = _hook("build_wheel", source, raw, epoch)
         shutil.copy(wheel, out / wheel.name)
@@ -50,6 +49,12 @@ def _plain_modes(tree: Path) -> None:
     """The modes that git keeps, whatever the umask was when the tree was made."""
     for path in tree.rglob("*"):
         path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+
+
+def _unpacked(archive: Path, to: Path) -> None:
+    with tarfile.open(archive) as tar:
+        tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, path: member)  # Python 3.11.2 has none
+        tar.extractall(to)
 
 
 def _hook(name: str, tree: Path, out: Path, epoch: int) -> Path:
@@ -86,8 +91,7 @@ def exported(checkout: Path, to: Path) -> int:
         print(f"not in it, as they are not committed: {', '.join(line[3:] for line in changed)}", file=sys.stderr)
     archive = to.with_name("commit.tar")
     _git(checkout, "archive", "--output", str(archive), "HEAD")
-    with tarfile.open(archive) as tar:
-        tar.extractall(to, filter="tar")
+    _unpacked(archive, to)
     return int(_git(checkout, "log", "-1", "--format=%ct"))
 
 
