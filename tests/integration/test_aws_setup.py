@@ -17,10 +17,11 @@ from uuid import uuid4
 import pytest
 
 from nommerd.aws.account import Account, Outcome, identity
-from nommerd.aws.apply import set_up, tear_down
+from nommerd.aws.apply import plan_here, set_up, tear_down
 from nommerd.aws.clients import Clients
 from nommerd.aws.cloudformation import template
 from nommerd.aws.make_iam import VERSIONS_MAX
+from nommerd.aws.make_records import Tables
 from nommerd.aws.policies import Place
 from nommerd.config import Settings, load
 from nommerd.errors import ConfigError, InfrastructureError
@@ -384,10 +385,10 @@ def test_a_table_of_the_first_layout_gets_what_it_lacks_and_keeps_its_records(sc
     with pytest.raises(ConfigError, match="nommerd aws setup"):
         store.endings("default", LONG_AGO, 10)
 
-    table = f"DynamoDB::Table {scene.cluster}"
-    done = scene.set_up()[table]
+    (table,) = (one for one in plan_here(scene.account(), scene.settings).resources if one.type == "AWS::DynamoDB::Table")
+    done = Tables().ensure(scene.account(), table)
     assert (done.status, "index ended" in done.detail) == ("changed", True), done
-    assert scene.set_up()[table].status == "exists"
+    assert Tables().ensure(scene.account(), table).status == "exists"
 
     assert {job.id.upper() for job in store.list(JobQuery()).jobs} == {state.value for state in JobState}
     assert all(store.get(Key("default", state.lower())).state is state for state in JobState)

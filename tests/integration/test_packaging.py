@@ -89,6 +89,7 @@ def test_another_folder_order_umask_time_and_zone_make_the_same_bytes(made: tupl
     assert [path.read_bytes() == first.read_bytes() for path, first in zip(again, made, strict=True)] == [True, True]
 
 
+@pytest.mark.slow
 def test_the_bytes_follow_modes_and_time(made: tuple[Path, Path], tmp_path: Path) -> None:
     other = tree(tmp_path / "tree")
     script = "deploy/ami/provision.sh"

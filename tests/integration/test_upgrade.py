@@ -56,6 +56,7 @@ def test_what_ran_when_the_old_ones_were_killed_is_run_again(rig: Rig) -> None:
         assert [attempt["worker"] for attempt in job["attempts"]] == ["w1", "w2"]
 
 
+@pytest.mark.slow
 def test_backup_on_the_command_line_takes_the_old_file_as_it_is(rig: Rig) -> None:
     schema_1(rig.data, rig.media)
     made = subprocess.run([sys.executable, "-m", "nommerd", "backup", str(rig.root / "before.tar.gz"), "-c", str(rig.config),
