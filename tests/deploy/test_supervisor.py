@@ -8,7 +8,6 @@ import urllib.error
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import datetime
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -52,6 +51,38 @@ def machine(provisioned: Root, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield made
 
 
+# These two come first: the machine of all others, once it runs, has the ports.
+
+
+def test_what_cannot_work_is_never_running_and_is_tried_later_and_later(ready: Root) -> None:
+    (ready.path / "etc/nommerd/nommerd.yaml").write_text("worker: {slotz: 2}\n")
+    log = ready.path / "var/log/supervisor/supervisord.log"
+    log.unlink()  # of the time when it was provisioned
+    machine = Machine(ready)
+
+    def moments(what: str) -> list[datetime]:
+        found = re.findall(rf"^(\S+ \S+?),(\d+) \S+ {what}: '?nommerd-feeder\b(?!-)", log.read_text(), re.MULTILINE)
+        return [datetime.strptime(f"{at}.{ms}000", "%Y-%m-%d %H:%M:%S.%f") for at, ms in found]
+
+    wait_until(lambda: len(moments("spawned")) >= 4, 90, lambda: f"{log.read_text()}\n{machine.log('feeder')}")
+    assert set(machine.states().items()).isdisjoint({("nommerd-feeder", "RUNNING"), ("nommerd-worker", "RUNNING")})
+    assert re.findall(r"success: nommerd-(?:feeder|worker) entered RUNNING", log.read_text()) == []
+    pairs = zip(moments("exited"), moments("spawned")[1:], strict=False)
+    pauses = [(again - exited).total_seconds() for exited, again in pairs]
+    assert pauses[2] > pauses[0] + 0.5, pauses
+    assert "/etc/nommerd/nommerd.yaml:1:10" in machine.log("feeder")
+
+
+def test_a_feeder_whose_store_does_not_answer_is_never_running(ready: Root) -> None:
+    (ready.path / "etc/nommerd/nommerd.yaml").write_text(
+        "{cluster: gone, store: dynamodb://gone, bus: sqs://gone, paths: {data: /var/lib/nommerd},"
+        " aws: {region: us-east-1, endpoint_url: 'http://127.0.0.1:9', access_key_id: a, secret_access_key: b}}\n")
+    done = ready.run("runuser", "-u", "nommerd", "--", "env", "HOME=/var/lib/nommerd", "/opt/nommerd/bin/nommerd", "feeder",
+                     "--ready-within", "4", check=False, timeout=60)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+
+
 def test_feeder_and_worker_come_up_and_a_job_over_http_finishes(machine: Machine) -> None:
     source = machine.put(clip(seconds=2, size="320x180"), "short.mp4")
     job = machine.wait_state(machine.submit(source, "/srv/media/short-480p.mp4", preset="web-480p"), "FINISHED")
@@ -71,14 +102,15 @@ def test_a_worker_stopped_in_mid_encode_gives_the_job_back_and_another_ends_it(m
                                "NOMMERD_WORKER__HEALTH_PORT=null", "nommerd", "worker", "--local", "--name", "other")
     try:
         machine.wait_state(id, "DOWNLOADING", "ENCODING", "UPLOADING", "FINISHED")
+        starting = machine.root.start("supervisorctl", "start", "nommerd-worker")
         # a feeder that is restarted meanwhile loses nothing
         machine.root.run("supervisorctl", "restart", "nommerd-feeder")
         ended = machine.wait_state(id, "FINISHED")
     finally:
-        starting = machine.root.start("supervisorctl", "start", "nommerd-worker")
         other.terminate()
         other.wait(20)
     assert reasons(ended) == [GIVEN_BACK, "finished"]
+    assert [attempt["worker"] for attempt in ended["attempts"]][1] == "other"
     assert starting.wait(60) == 0
 
 
@@ -89,6 +121,16 @@ def test_killed_daemons_are_started_again(machine: Machine) -> None:
     machine.wait_listening()
     source = machine.put(clip(seconds=2, size="320x180"), "after-kill.mp4")
     machine.wait_state(machine.submit(source, "/srv/media/after-kill-out.mp4", preset="web-480p"), "FINISHED")
+
+
+def test_daemons_that_hang_are_started_again(machine: Machine) -> None:
+    machine.wait_running()
+    before = {name: machine.signal(name, "STOP") for name in ("nommerd-feeder", "nommerd-worker")}
+    wait_until(lambda: all(machine.pid(name) not in (0, pid) for name, pid in before.items()), 90, "both have new processes")
+    assert "127.0.0.2 port 8002" in machine.events("worker-health", "health.killed")[-1]["addresses"]
+    machine.wait_listening()
+    source = machine.put(clip(seconds=2, size="320x180"), "after-hang.mp4")
+    machine.wait_state(machine.submit(source, "/srv/media/after-hang-out.mp4", preset="web-480p"), "FINISHED")
 
 
 def test_where_supervisor_is_killed_its_daemons_end_and_the_next_one_brings_them_back(machine: Machine) -> None:
@@ -102,18 +144,8 @@ def test_where_supervisor_is_killed_its_daemons_end_and_the_next_one_brings_them
     assert reasons(machine.wait_state(id, "FINISHED")) == [GIVEN_BACK, "finished"]
 
 
-def test_daemons_that_hang_are_started_again(machine: Machine) -> None:
-    machine.wait_running()
-    before = {name: machine.signal(name, "STOP") for name in ("nommerd-feeder", "nommerd-worker")}
-    wait_until(lambda: all(machine.pid(name) not in (0, pid) for name, pid in before.items()), 90, "both have new processes")
-    assert "127.0.0.2 port 8002" in machine.events("worker-health", "health.killed")[-1]["addresses"]
-    machine.wait_listening()
-    source = machine.put(clip(seconds=2, size="320x180"), "after-hang.mp4")
-    machine.wait_state(machine.submit(source, "/srv/media/after-hang-out.mp4", preset="web-480p"), "FINISHED")
-
-
 def test_sighup_takes_changed_presets_refuses_broken_ones_and_touches_no_job(machine: Machine) -> None:
-    machine.wait_running()
+    machine.wait_listening()
     presets = machine.root.path / "etc/nommerd/presets"
     running = machine.submit(machine.put(clip(seconds=6, size="640x360"), "during.mp4"), "/srv/media/during-out.mp4",
                              pipeline="lasting")
@@ -160,35 +192,3 @@ def hup(machine: Machine, event: str) -> None:
     before = len(machine.events("feeder", event))
     machine.root.run("supervisorctl", "signal", "HUP", "nommerd-feeder")
     wait_until(lambda: len(machine.events("feeder", event)) > before, 20, lambda: machine.log("feeder"))
-
-
-def test_what_cannot_work_is_never_running_and_is_tried_later_and_later(ready: Root) -> None:
-    (ready.path / "etc/nommerd/nommerd.yaml").write_text("worker: {slotz: 2}\n")
-    machine = Machine(ready)
-    seen: set[str] = set()
-
-    def exits() -> list[datetime]:
-        log = (ready.path / "var/log/supervisor/supervisord.log").read_text()
-        found = re.findall(r"^(\S+ \S+?),(\d+) \S+ spawned: 'nommerd-feeder' ", log, re.MULTILINE)
-        return [datetime.strptime(f"{at}.{ms}000", "%Y-%m-%d %H:%M:%S.%f") for at, ms in found]
-
-    def looked() -> bool:
-        states = machine.states()
-        seen.update((states.get("nommerd-feeder", ""), states.get("nommerd-worker", "")))
-        return len(exits()) >= 5
-
-    wait_until(looked, 90, lambda: f"{exits()} {machine.log('feeder')}")
-    assert "RUNNING" not in seen, seen
-    pauses = [(later - earlier).total_seconds() for earlier, later in pairwise(exits())]
-    assert pauses[3] > pauses[0] + 1.5, pauses
-    assert "/etc/nommerd/nommerd.yaml:1:10" in machine.log("feeder")
-
-
-def test_a_feeder_whose_store_does_not_answer_is_never_running(ready: Root) -> None:
-    (ready.path / "etc/nommerd/nommerd.yaml").write_text(
-        "{cluster: gone, store: dynamodb://gone, bus: sqs://gone, paths: {data: /var/lib/nommerd},"
-        " aws: {region: us-east-1, endpoint_url: 'http://127.0.0.1:9', access_key_id: a, secret_access_key: b}}\n")
-    done = ready.run("runuser", "-u", "nommerd", "--", "env", "HOME=/var/lib/nommerd", "/opt/nommerd/bin/nommerd", "feeder",
-                     "--ready-within", "4", check=False, timeout=60)
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
