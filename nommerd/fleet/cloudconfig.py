@@ -26,17 +26,20 @@ CONF_DIR = "/etc/supervisor/conf.d"
 SHUTDOWN = "/usr/sbin/shutdown"
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,63}")  # a version, a region, a cluster's name
+_PATH = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+")
 
-# Supervisor gets its file last: were it there from the beginning, a supervisor that boots first would start too early.
+# Supervisor gets its file last: were it there from the beginning, a supervisor that boots first would start too early. One
+# that is just booting may have read its files before and not yet answer: it is asked until it does.
 _START = f"""\
 #!/bin/sh
 set -eu
 GIVE_UP
 python={HOME}/bin/python
+get() {{ DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >/dev/null; }}
 prepare() {{
     [ -x "$python" ] && command -v supervisord >/dev/null && return
-    apt-get -qq update
-    DEBIAN_FRONTEND=noninteractive apt-get -qq install --no-install-recommends python3-venv supervisor bubblewrap >/dev/null
+    get update
+    get install --no-install-recommends python3-venv supervisor bubblewrap
     [ -x "$python" ] || python3 -m venv {HOME}
 }}
 is_right() {{
@@ -46,15 +49,21 @@ is_right() {{
 tries=0
 until is_right; do
     tries=$((tries + 1))
-    [ "$tries" -le 5 ] || exit 1
+    [ "$tries" -le 5 ] || {{ echo 'nommerd VERSION cannot be installed: the reasons are above' >&2; exit 1; }}
     [ "$tries" -eq 1 ] || sleep 10
     prepare && "$python" -m pip install --quiet --disable-pip-version-check 'nommerd[ffmpeg]==VERSION' || :
 done
-install -d -o {USER} -g {USER} -m 0700 {DATA_DIR}
+install -d -o {USER} -g {USER} -m 0700 {DATA_DIR} DATA
 install -d -o root -g {USER} -m 0750 /var/log/nommerd
 chown -R OWNERS
 install -m 0644 {FOLDER}/PROGRAM.conf {CONF_DIR}/PROGRAM.conf
-supervisorctl update || service supervisor start
+service supervisor start
+tries=0
+until supervisorctl update; do
+    tries=$((tries + 1))
+    [ "$tries" -le 20 ] || {{ echo 'supervisor does not answer' >&2; exit 1; }}
+    sleep 1
+done
 """
 _SHUT_DOWN = f"trap '[ $? -eq 0 ] || {SHUTDOWN} -h +1' EXIT"
 
@@ -68,21 +77,25 @@ class File:
     content: str
 
 
-def cloud_config(files: Sequence[File], *, program: str, conf: str, version: str, owners: str, sudo: str | None = None,
-                 shut_down: bool = False) -> str:
+def cloud_config(files: Sequence[File], *, program: str, conf: str, version: str, owners: str, data: str = DATA_DIR,
+                 sudo: str | None = None, shut_down: bool = False) -> str:
     """The text of a cloud-config, below BYTES_MAX, that has `nommerd` of exactly this version run the program of
     conf/supervisor/`conf`.
 
-    `owners`: user:group and the paths that become theirs. `sudo`: what the user nommerd may run as root. `shut_down`: a
-    machine on which it cannot start ends. Raises ConfigError where it is too long.
+    `owners`: user:group and the paths that become theirs. `data`: the data directory, an absolute path. `sudo`: what the user
+    nommerd may run as root. `shut_down`: a machine on which it cannot start ends. Raises ConfigError where it is too long.
     """
     check_safe(version=version)
+    if not _PATH.fullmatch(data):
+        raise ConfigError("config.bad_value", f"{data!r} is no data directory that a machine can be told.",
+                          f"Leave it out for {DATA_DIR}, or give an absolute path of letters, digits and ._- alone.",
+                          place="paths.data")
     user: dict[str, Any] = {"name": USER, "system": True, "homedir": DATA_DIR, "shell": "/usr/sbin/nologin"}
     if sudo is not None:
-        user["sudo"] = [f"ALL=(root) NOPASSWD: {sudo}"]
+        user["sudo"] = f"ALL=(root) NOPASSWD: {sudo}"  # a list works as well, but cloud-init 22's schema knows none
     start = _START.replace("GIVE_UP\n", f"{_SHUT_DOWN}\n" if shut_down else "").replace("VERSION", version)
     all_files = [*files, File(f"{FOLDER}/{program}.conf", "0644", (shipped_conf() / "supervisor" / conf).read_text("utf-8")),
-                 File(START_FILE, "0700", start.replace("OWNERS", owners).replace("PROGRAM", program))]
+                 File(START_FILE, "0700", start.replace("OWNERS", owners).replace("PROGRAM", program).replace("DATA", data))]
     written = [{"path": one.path, "owner": "root:root", "permissions": one.permissions, "content": one.content}
                for one in all_files]
     document = {"users": ["default", user], "write_files": written, "runcmd": [[START_FILE]]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ _SECRET = {("aws", "access_key_id"): "The feeder's role gives it its rights: `no
            ("aws", "secret_access_key"): "The feeder's role gives it its rights: `nommerd aws setup` makes it.",
            ("webhooks", "secret"): "The feeder makes one on its machine.",
            ("secrets", "keys"): "The feeder makes one on its machine."}
+_CREDENTIALS = re.compile(r"""://[^/\s:@'"]*:[^/\s@'"]+@""")  # in a URI
 
 
 def render_feeder(config: Path, version: str = __version__) -> str:
@@ -29,7 +31,9 @@ def render_feeder(config: Path, version: str = __version__) -> str:
     Raises ConfigError, or ManyErrors, for what does not hold, for secrets in it, and where it all is too long.
     """
     settings = load(config, {})
-    document: dict[str, Any] = load_yaml(config.read_text(encoding="utf-8"), str(config), ConfigError, "config").plain() or {}
+    written = config.read_text(encoding="utf-8")
+    only_comments = yaml.compose(written, Loader=yaml.SafeLoader) is None
+    document: dict[str, Any] = {} if only_comments else load_yaml(written, str(config), ConfigError, "config").plain()
     faults: list[NommerdError] = [
         ConfigError("config.bad_value", f"{section}.{key} would be told in the clear to whoever may look at the instance.",
                     f"Leave it out. {hint}", place=f"{section}.{key}")
@@ -38,14 +42,20 @@ def render_feeder(config: Path, version: str = __version__) -> str:
         raise faults[0] if len(faults) == 1 else ManyErrors(faults)
     check_endpoint(settings.aws.endpoint_url)
     files: list[File] = []
-    paths: dict[str, Any] = {"data": DATA_DIR, **{key: value for key, value in (document.get("paths") or {}).items() if value}}
+    paths: dict[str, Any] = {key: value for key, value in (document.get("paths") or {}).items() if value}
+    paths.setdefault("data", DATA_DIR)
     for kind, folders in (("pipelines", settings.paths.pipelines), ("presets", settings.paths.presets)):
         files += _documents(f"{FOLDER}/{kind}", folders)
         paths[kind] = [f"{FOLDER}/{kind}"] if folders else []
     document["paths"] = paths
     text = "# The configuration that this feeder was started with.\n" + yaml.safe_dump(document, sort_keys=False, width=120)
-    return cloud_config([File(CONFIG_FILE, "0640", text), *files], program="nommerd-feeder", conf="feeder.conf",
-                        version=version, owners=f"root:{USER} {FOLDER}")
+    files = [File(CONFIG_FILE, "0640", text), *files]
+    for file in files:
+        if _CREDENTIALS.search(file.content):
+            raise ConfigError("config.bad_value", f"What becomes {file.path} has a URI with credentials, which would be told "
+                              "in the clear to whoever may look at the instance.", "Leave them out of it.", place=file.path)
+    return cloud_config(files, program="nommerd-feeder", conf="feeder.conf", version=version, owners=f"root:{USER} {FOLDER}",
+                        data=str(paths["data"]))
 
 
 def _documents(where: str, folders: Sequence[Path]) -> list[File]:

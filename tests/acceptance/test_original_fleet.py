@@ -125,7 +125,7 @@ def test_rows_3_20_21_33_96_to_100_105_to_108__a_node_starts_from_what_it_is_tol
     pin = yaml.safe_load(boot["content"])
     assert cloud.config_bucket in str(pin)
     assert re.search(r"nommerd\[ffmpeg\]==\d", user_data)
-    assert "/bin/supervisord" in user_data
+    assert any("\n[program:nommerd-worker]\n" in file["content"] for file in document["write_files"])
     (tmp_path / "boot.yaml").write_text(boot["content"].replace(pin["data"], str(tmp_path / "data")))
     with Imds(instance_id=node) as imds:  # the node's own start, as its user-data has it
         env = {**cloud.env, "AWS_EC2_METADATA_SERVICE_ENDPOINT": imds.url, "XDG_DATA_HOME": str(tmp_path),

@@ -43,6 +43,13 @@ def test_it_is_a_cloud_config_that_writes_the_boot_file_and_starts_the_worker_un
     assert told["runcmd"] == [["/etc/nommerd/start"]]
 
 
+def test_its_user_may_shut_the_machine_down_and_nothing_else_as_root() -> None:
+    default, user = document()["users"]
+    assert default == "default", "who enters by key"
+    assert user == {"name": "nommerd", "system": True, "homedir": "/var/lib/nommerd", "shell": "/usr/sbin/nologin",
+                    "sudo": "ALL=(root) NOPASSWD: /usr/sbin/shutdown -h now"}
+
+
 def test_the_start_is_a_shell_script_that_pins_the_version(tmp_path: Path) -> None:
     script = written(document(version="7.8.9"))["/etc/nommerd/start"]["content"]
     assert "nommerd[ffmpeg]==7.8.9" in script
@@ -56,7 +63,7 @@ def test_supervisor_starts_the_worker_with_the_boot_file_and_not_again_once_it_e
     parser = RawConfigParser()
     parser.read_string(written(document())["/etc/nommerd/nommerd-worker.conf"]["content"])
     worker = dict(parser["program:nommerd-worker"])
-    assert worker["command"].startswith("/opt/nommerd/bin/nommerd worker --boot /etc/nommerd/boot.yaml")
+    assert "/opt/nommerd/bin/nommerd worker --boot /etc/nommerd/boot.yaml " in worker["command"]
     assert (worker["autorestart"], worker["exitcodes"], worker["user"]) == ("unexpected", "0,2", "nommerd")
 
 
@@ -75,15 +82,15 @@ def node(tmp_path: Path) -> Path:
     (home / "bin").mkdir(parents=True)
     programs = {"opt/bin/python": 'case "$*" in *pip*) [ -e "$here/no-pip" ] || touch "$here/installed";; '
                                   '*) [ -e "$here/installed" ];; esac',
-                "supervisord": ":", "supervisorctl": ":", "service": ":", "apt-get": ":", "shutdown": ":", "install": ":",
-                "chown": ":"}
+                "supervisorctl": '[ -e "$here/asked" ] || { touch "$here/asked"; exit 4; }'}
+    programs |= dict.fromkeys(("supervisord", "service", "apt-get", "shutdown", "install", "chown"), ":")
     for name, body in programs.items():
         program = tmp_path / name
         program.write_text(f'#!/bin/sh\nhere={tmp_path}\necho "{program.name} $*" >> $here/calls\n{body}\n')
         program.chmod(0o700)
     script = written(document(version="7.8.9"))["/etc/nommerd/start"]["content"]
     script = script.replace("/opt/nommerd", str(home)).replace("/usr/sbin/shutdown", str(tmp_path / "shutdown"))
-    (tmp_path / "start").write_text(script.replace("sleep 10", "sleep 0"))
+    (tmp_path / "start").write_text(script.replace("sleep 10", "sleep 0").replace("sleep 1", "sleep 0"))
     return tmp_path
 
 
@@ -97,8 +104,15 @@ def test_an_image_that_has_the_version_starts_at_once(node: Path) -> None:
     (node / "installed").touch()
     calls = started(node)
     assert not any("pip" in call for call in calls)
-    assert calls[-1] == "supervisorctl update"
     assert "7.8.9" in calls[0]
+    # one that is booting does not answer at once
+    assert calls[-3:] == ["service supervisor start", "supervisorctl update", "supervisorctl update"]
+
+
+def test_a_supervisor_that_never_answers_ends_the_node(node: Path) -> None:
+    (node / "installed").touch()
+    (node / "supervisorctl").write_text("#!/bin/sh\nexit 4\n")
+    assert started(node)[-1] == "shutdown -h +1"
 
 
 def test_another_image_gets_exactly_the_feeders_version_once(node: Path) -> None:

@@ -1,0 +1,91 @@
+"""What a feeder is told at its birth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from nommerd.errors import ConfigError, ManyErrors
+from nommerd.fleet.feederdata import render_feeder
+
+PRESET = "kind: preset\nname: small\npipeline: web-mp4\nparams: {width: 320, height: 180}\n"
+
+
+def config(folder: Path, text: str) -> Path:
+    file = folder / "nommerd.yaml"
+    file.write_text(text)
+    return file
+
+
+def told(folder: Path, text: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The user-data, and the files it writes."""
+    document = yaml.safe_load(render_feeder(config(folder, text), "1.2.3"))
+    return document, {file["path"]: file["content"] for file in document["write_files"]}
+
+
+def test_it_writes_the_configuration_with_the_operators_presets_and_pipelines_and_starts_the_feeder(tmp_path: Path) -> None:
+    for folder, name in (("mine", "small.yaml"), ("mine", "notes.txt"), ("mine", ".hidden.yaml"), ("more", "small.yaml")):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        (tmp_path / folder / name).write_text(PRESET if folder == "mine" else PRESET.replace("320", "640"))
+    document, files = told(tmp_path, "cluster: east\npaths: {presets: [mine, more]}\napi: {port: 8005}\n")
+    assert set(document) == {"users", "write_files", "runcmd"}
+    assert yaml.safe_load(files["/etc/nommerd/nommerd.yaml"]) == {
+        "cluster": "east", "api": {"port": 8005},
+        "paths": {"data": "/var/lib/nommerd", "presets": ["/etc/nommerd/presets"], "pipelines": []}}
+    assert files["/etc/nommerd/presets/small.yaml"] == PRESET, "that of the first folder"
+    assert not any("notes" in path or "hidden" in path for path in files)
+    assert "[program:nommerd-feeder]" in files["/etc/nommerd/nommerd-feeder.conf"]
+    assert "nommerd[ffmpeg]==1.2.3" in files["/etc/nommerd/start"]
+    assert "shutdown" not in files["/etc/nommerd/start"], "a feeder that does not start is looked at, not ended"
+    assert "sudo" not in document["users"][1]
+
+
+def test_an_empty_file_is_a_configuration_too(tmp_path: Path) -> None:
+    _, files = told(tmp_path, "# all as it comes\n")
+    assert yaml.safe_load(files["/etc/nommerd/nommerd.yaml"])["paths"]["data"] == "/var/lib/nommerd"
+
+
+def test_a_data_directory_on_a_volume_of_its_own_is_made_the_users(tmp_path: Path) -> None:
+    _, files = told(tmp_path, "paths: {data: /mnt/keep/nommerd}\n")
+    assert "install -d -o nommerd -g nommerd -m 0700 /var/lib/nommerd /mnt/keep/nommerd\n" in files["/etc/nommerd/start"]
+    assert yaml.safe_load(files["/etc/nommerd/nommerd.yaml"])["paths"]["data"] == "/mnt/keep/nommerd"
+
+
+@pytest.mark.parametrize("data", ["data", "'/srv/a b'", "'/srv/$(reboot)'", "/srv/../etc"])
+def test_a_data_directory_that_means_nothing_there_is_refused(data: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        told(tmp_path, f"paths: {{data: {data}}}\n")
+    assert caught.value.place == "paths.data"
+
+
+@pytest.mark.parametrize(("text", "places"), [
+    ("aws: {access_key_id: AKIACANARY7F3A91TEST, secret_access_key: canary-7f3a91}\n",
+     ["aws.access_key_id", "aws.secret_access_key"]),
+    ("webhooks: {secret: whsec_Y2FuYXJ5LTdmM2E5MS1jYW5hcnktN2YzYTkx}\n", ["webhooks.secret"]),
+    ("aws: {region: eu-central-1, endpoint_url: 'https://a:canary-7f3a91@host'}\n", ["aws.endpoint_url"]),
+    ("storage: {s3_endpoint_url: 'https://a:canary-7f3a91@host'}\n", ["/etc/nommerd/nommerd.yaml"])])
+def test_secrets_are_refused_each_by_its_name_and_not_repeated(text: str, places: list[str], tmp_path: Path) -> None:
+    with pytest.raises((ConfigError, ManyErrors)) as caught:
+        told(tmp_path, text)
+    faults = caught.value.errors if isinstance(caught.value, ManyErrors) else [caught.value]
+    assert [fault.place for fault in faults] == places
+    assert "canary" not in str(caught.value).lower()
+
+
+def test_a_pipeline_with_credentials_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "p.yaml").write_text("kind: pipeline\nname: p\nstages: [{upload: {to: 'ftp://me:canary-7f3a91@host/'}}]\n")
+    with pytest.raises(ConfigError) as caught:
+        told(tmp_path, "paths: {pipelines: [own]}\n")
+    assert caught.value.place == "/etc/nommerd/pipelines/p.yaml"
+    assert "canary" not in str(caught.value)
+
+
+def test_what_ec2_would_not_take_is_refused_here(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "p.yaml").write_text(PRESET + "# " + "x" * 16_000)
+    with pytest.raises(ConfigError, match="16384"):
+        told(tmp_path, "paths: {presets: [own]}\n")
