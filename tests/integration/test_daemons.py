@@ -1,0 +1,140 @@
+"""Daemons as processes: what SIGHUP does to them, and that one that cannot work ends."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import psutil
+import pytest
+
+from nommerd.hangup import held
+from nommerd.secrets import new_key
+from tests.rig import Rig, wait_until
+
+SMALL = """\
+kind: preset
+name: small
+pipeline: web-mp4
+params: {width: 320, height: 180, video_bitrate: 200k, audio_bitrate: 64k}
+"""
+WITHIN = 2.0
+TERMINAL = """
+import fcntl, os, select, subprocess, sys, termios
+ours, theirs = os.openpty()
+program = subprocess.Popen(sys.argv[1:], stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+                           preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+os.close(theirs)
+while 0 not in select.select([0, ours], [], [])[0]:
+    os.write(1, os.read(ours, 65536))
+os.close(ours)  # the window is closed
+sys.exit(program.wait())
+"""
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    """With directories for presets and pipelines."""
+    for kind in ("presets", "pipelines"):
+        (tmp_path / kind).mkdir()
+    with Rig(tmp_path, config="secrets: {}\n") as rig:
+        yield rig
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The URL of something that takes connections and never answers."""
+    with closing(socket.create_server(("127.0.0.1", 0), backlog=512)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_sighup_takes_changed_presets_all_or_none_and_a_worker_has_nothing_to_reload(rig: Rig) -> None:
+    feeder, worker = rig.start_feeder(), rig.start_worker("w")
+    reloads = hup(rig, "catalog.reloaded", lambda: (rig.root / "presets/small.yaml").write_text(SMALL))
+    assert reloads["changed"] == ["presets/small"]
+    assert width(rig) == 320
+    (rig.root / "presets/other.yaml").write_text(SMALL.replace("small", "other"))
+    refused = hup(rig, "catalog.not_reloaded", lambda: (rig.root / "presets/small.yaml").write_text(
+        SMALL.replace("width: 320", "widht: 480")))
+    assert refused["faults"] == 1
+    assert rig.events("feeder", "catalog.fault")[-1]["place"].startswith(f"{rig.root}/presets/small.yaml:4:")
+    assert width(rig) == 320, "the one before stays"
+    assert rig.call("GET", "/v1/presets/other")[0] == 404, "none of a set that does not hold is taken"
+    (rig.root / "presets/other.yaml").unlink()
+    gone = hup(rig, "catalog.reloaded", (rig.root / "presets/small.yaml").unlink)
+    assert gone["changed"] == ["presets/small"]
+    assert rig.call("GET", "/v1/presets/small")[0] == 404
+    wait_until(lambda: rig.events("w", "worker.started"), 20, lambda: rig.tail("w"))
+    worker.signal(signal.SIGHUP)
+    wait_until(lambda: rig.events("w", "worker.nothing_to_reload"), 10, lambda: rig.tail("w"))
+    assert feeder.alive and worker.alive
+
+
+def hup(rig: Rig, event: str, change: Callable[[], object]) -> dict[str, object]:
+    """What the feeder says of a reload after a change of files."""
+    assert rig.feeder is not None
+    before = len(rig.events("feeder", event))
+    change()
+    rig.feeder.signal(signal.SIGHUP)
+    return wait_until(lambda: rig.events("feeder", event)[before:], 20, lambda: rig.tail("feeder"))[0]
+
+
+def width(rig: Rig) -> object:
+    status, preset = rig.call("GET", "/v1/presets/small")
+    assert status == 200, preset
+    return preset["params"]["width"]
+
+
+def test_a_sighup_that_comes_before_a_daemon_can_heed_it_neither_ends_it_nor_is_lost(rig: Rig) -> None:
+    with held():
+        rig.feeder = rig.start("feeder")
+    rig.feeder.signal(signal.SIGHUP)
+    wait_until(lambda: rig.events("feeder", "catalog.reloaded"), 30, lambda: rig.tail("feeder"))
+
+
+def test_a_daemon_whose_store_or_bus_does_not_answer_ends_in_time(rig: Rig, silent: str) -> None:
+    aws = f"aws: {{region: us-east-1, endpoint_url: '{silent}', access_key_id: a, secret_access_key: b}}\n"
+    common = rig.config.read_text().replace("secrets: {}", f"secrets: {{keys: [{new_key()}]}}") + aws
+    started = []
+    for name, command, urls in (("store", ("feeder",), "store: dynamodb://gone\n"),
+                                ("bus", ("feeder",), "bus: sqs://gone\n"),
+                                ("worker", ("worker", "--local"), "bus: sqs://gone\n")):
+        data = rig.root / f"{name}.data"
+        data.mkdir(mode=0o700)
+        rig.config = rig.root / f"{name}.yaml"
+        rig.config.write_text(common.replace(str(rig.data), str(data)).replace(f"port: {rig.port}", "port: 0") + urls)
+        started.append((rig.start(*command, "--ready-within", str(WITHIN), name=name), time.monotonic()))
+    for daemon, since in started:
+        assert daemon.process.wait(30) == 1, rig.tail(daemon.name)
+        assert "node.not_ready: It was not ready within 2 seconds." in rig.tail(daemon.name)
+        assert "Traceback" not in rig.tail(daemon.name)
+        assert time.monotonic() - since < 20
+
+
+def test_up_passes_sighup_on_and_ends_with_its_terminal(rig: Rig) -> None:
+    log = rig.logs / "up.log"
+    with log.open("wb") as out:
+        argv = [sys.executable, "-c", TERMINAL, sys.executable, "-m", "nommerd", "up", "-c", str(rig.config)]
+        terminal = subprocess.Popen(argv, env=rig.env, stdin=subprocess.PIPE, stdout=out, stderr=out, cwd=rig.root)
+    assert terminal.stdin is not None
+    try:
+        wait_until(lambda: "ready: " in log.read_text(), 60, log.read_text)
+        up, = psutil.Process(terminal.pid).children()
+        children = up.children()
+        assert len(children) == 2
+        up.send_signal(signal.SIGHUP)
+        for event in ("catalog.reloaded", "worker.nothing_to_reload"):
+            wait_until(lambda event=event: event in log.read_text(), 20, log.read_text)
+        assert all(child.is_running() for child in children)
+        terminal.stdin.close()
+        assert terminal.wait(30) == 0, "up's own exit code"
+        assert not any(child.is_running() for child in children)
+    finally:
+        terminal.kill()
+        terminal.wait()
