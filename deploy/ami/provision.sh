@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
-# Makes a feeder, a worker or the image of both out of a Debian 12 or newer, or an Ubuntu 24.04 or newer; run again, it brings that
-# up to date and changes nothing else. docs/deploy.md says what it makes.
-set -euo pipefail
+# Makes a feeder, a worker or the image of both out of a Debian 12 or newer, or an Ubuntu 24.04 or newer; run again, it brings
+# that up to date and changes nothing else. docs/deploy.md says what it makes.
+set -Eeuo pipefail
+umask 022 # root's may be stricter, and what is installed here is for the user nommerd
+unset CDPATH PYTHONHOME PYTHONPATH
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin # `su` leaves out the sbin ones
 
 usage() {
     cat <<'END'
@@ -53,25 +56,50 @@ if [[ -z $source && -z $version ]]; then
     source=$(cd "$here/../.." && pwd)
     [[ -f $source/setup.py ]] || code=2 fail "this is no checkout: say --source or --version"
 fi
-[[ -z $source || -e $source ]] || code=2 fail "--source $source: there is no such file or folder"
+if [[ -n $source ]]; then
+    [[ -e $source ]] || code=2 fail "--source $source: there is no such file or folder"
+    [[ ! -d $source || -f $source/setup.py ]] || code=2 fail "--source $source: no setup.py in it"
+    [[ -d $source || $source == *.whl ]] || code=2 fail "--source $source: neither a folder nor a wheel (.whl)"
+fi
 ((EUID == 0)) || code=2 fail "must be run as root"
 
 # shellcheck source=/dev/null
 . /etc/os-release
 [[ ${ID:-} == debian && ${VERSION_ID:-0} -ge 12 || ${ID:-} == ubuntu && ${VERSION_ID%%.*} -ge 24 ]] ||
     code=2 fail "this is ${PRETTY_NAME:-unknown}; it must be Debian 12 or Ubuntu 24.04, or newer"
+if [[ $ffmpeg == wheels ]] && command -v ffmpeg >/dev/null; then
+    code=2 fail "--ffmpeg wheels: $(command -v ffmpeg) would be taken before it: remove that first"
+fi
+exec 9>/run/nommerd-provision.lock # 9>&- for what starts daemons, which would keep it
+flock -n 9 || fail "another provision.sh is at work"
 
 say() { printf '%-10s %s\n' "$1" "$2"; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 did() { changed=$((changed + 1)); say changed "$1"; }
+folder() { # PATH OWNER MODE
+    if [[ $(stat -c '%U:%G %a' "$1" 2>/dev/null || :) != "$2 $3" ]]; then
+        install -d -o "${2%:*}" -g "${2#*:}" -m "$3" "$1"
+        did "$1"
+    fi
+}
+file() { # PATH MODE GROUP CONTENT, which is a file
+    if ! cmp -s "$4" "$1"; then
+        install -D -o root -g "$3" -m "$2" "$4" "$1"
+        did "$1"
+    fi
+}
+
+# before supervisor comes, whose installation starts it
+file /etc/systemd/system/supervisor.service.d/nommerd.conf 644 root "$here/files/supervisor.service.conf"
 
 # --- packages ---------------------------------------------------------------------------------------------------------
 
 packages=(python3 python3-venv supervisor bubblewrap ca-certificates curl iproute2 procps)
 [[ $ffmpeg == wheels ]] || packages+=(ffmpeg)
 # the clock decides about leases, signatures and credentials: any of these keeps it
-if ! dpkg-query -W -f '${db:Status-Status}\n' systemd-timesyncd chrony ntpsec ntp openntpd 2>/dev/null | grep -qx installed; then
+clocks=(systemd-timesyncd chrony ntpsec ntp openntpd)
+if ! dpkg-query -W -f '${db:Status-Status}\n' "${clocks[@]}" 2>/dev/null | grep -x installed >/dev/null; then
     packages+=(chrony)
 fi
 if $image; then
@@ -82,9 +110,16 @@ for package in "${packages[@]}"; do
     [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || :) == installed ]] || missing+=("$package")
 done
 if ((${#missing[@]})); then
-    export DEBIAN_FRONTEND=noninteractive
-    apt-get update -qq
-    if ! apt-get install -y -qq --no-install-recommends "${missing[@]}" >"$scratch/apt" 2>&1; then
+    export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
+    # a machine that has just booted may be at its own updates: wait for those
+    apt=(apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confdef
+         -o Dpkg::Options::=--force-confold)
+    tries=1
+    until "${apt[@]}" update >"$scratch/apt" 2>&1; do
+        ((++tries <= 5)) || { tail -n 30 "$scratch/apt" >&2; fail "apt-get could not read its sources (above)"; }
+        sleep 10
+    done
+    if ! "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >"$scratch/apt" 2>&1 9>&-; then
         tail -n 30 "$scratch/apt" >&2
         fail "apt-get could not install the packages (above)"
     fi
@@ -99,26 +134,13 @@ if ! getent passwd nommerd >/dev/null; then
     useradd --system --user-group --home-dir /var/lib/nommerd --no-create-home --shell /usr/sbin/nologin nommerd
     did "user nommerd"
 fi
-folder() { # PATH OWNER MODE
-    [[ $(stat -c '%U:%G %a' "$1" 2>/dev/null || :) == "$2 $3" ]] || { install -d -o "${2%:*}" -g "${2#*:}" -m "$3" "$1"; did "$1"; }
-}
 folder /var/lib/nommerd nommerd:nommerd 700
 folder /var/log/nommerd root:nommerd 750
 folder /etc/nommerd root:nommerd 750
 folder /etc/nommerd/pipelines root:nommerd 750
 folder /etc/nommerd/presets root:nommerd 750
-file() { # PATH MODE GROUP, content on stdin
-    local new
-    new=$(mktemp)
-    cat >"$new"
-    if ! cmp -s "$new" "$1"; then
-        install -D -o root -g "$3" -m "$2" "$new" "$1"
-        did "$1"
-    fi
-    rm -f "$new"
-}
 
-# --- nommerd, each version in an environment of its own: one that runs is not changed, and going back is a link ------------------
+# --- nommerd, each version in an environment of its own: one that runs is not changed, and going back is a link --------
 
 contents() { # what a checkout gives the package
     cd "$source" && find setup.py pyproject.toml MANIFEST.in README.md CHANGELOG.md LICENSE nommerd conf deploy \
@@ -148,7 +170,7 @@ if [[ ! -e $release/.complete ]]; then
     else
         wanted="$source$extra"
     fi
-    "${pip[@]}" "$wanted"
+    "${pip[@]}" "$wanted" || { rm -rf "$release"; fail "pip could not install nommerd (above)"; }
     touch "$release/.complete"
 fi
 if [[ $(readlink /opt/nommerd || :) != "$release" ]]; then
@@ -164,7 +186,8 @@ if [[ $(readlink /usr/local/bin/nommerd || :) != /opt/nommerd/bin/nommerd ]]; th
     did /usr/local/bin/nommerd
 fi
 # the one before stays, for going back; older ones go, unless something still runs of them
-mapfile -t old < <(find /opt -maxdepth 1 -type d -name 'nommerd-????????????' ! -path "$release" -printf '%T@ %p\n' | sort -rn | cut -d' ' -f2)
+mapfile -t old < <(find /opt -maxdepth 1 -type d -name 'nommerd-????????????' ! -path "$release" -printf '%T@ %p\n' |
+    sort -rn | cut -d' ' -f2)
 for path in "${old[@]:1}"; do
     if ! grep -qsF -- "$path/" /proc/[0-9]*/cmdline; then
         rm -rf "$path"
@@ -176,33 +199,49 @@ done
 
 if ! $image; then
     folder /srv/media nommerd:nommerd 2775
-    [[ -e /etc/nommerd/nommerd.yaml ]] || file /etc/nommerd/nommerd.yaml 640 nommerd <"$here/files/nommerd.yaml"
-    runuser -u nommerd -- /opt/nommerd/bin/nommerd config check -c /etc/nommerd/nommerd.yaml >"$scratch/config" 2>&1 ||
-        { cat "$scratch/config" >&2; fail "/etc/nommerd/nommerd.yaml does not hold (above)"; }
+    config=/etc/nommerd/nommerd.yaml
+    [[ -e $config ]] || file "$config" 640 nommerd "$here/files/nommerd.yaml"
+    # somebody's own: its text is not touched
+    if [[ ! -L $config && $(stat -c '%U:%G %a' "$config") != "root:nommerd 640" ]]; then
+        chown root:nommerd "$config"
+        chmod 640 "$config"
+        did "who may read $config"
+    fi
+    runuser -u nommerd -- /opt/nommerd/bin/nommerd config check -c "$config" >"$scratch/config" 2>&1 ||
+        { cat "$scratch/config" >&2; fail "$config does not hold (above)"; }
+    conf=$(cd / && /opt/nommerd/bin/python -I -c 'from nommerd import places; print(places.shipped_conf() / "supervisor")')
     for role in "${roles[@]}"; do
-        file "/etc/supervisor/conf.d/nommerd-$role.conf" 644 root < <(/opt/nommerd/bin/python -c \
-            'import sys, nommerd.places as p; print((p.shipped_conf() / "supervisor" / sys.argv[1]).read_text(), end="")' "$role.conf")
+        file "/etc/supervisor/conf.d/nommerd-$role.conf" 644 root "$conf/$role.conf"
     done
 fi
-file /etc/systemd/system/supervisor.service.d/nommerd.conf 644 root <"$here/files/supervisor.service.conf"
-if [[ -d /etc/apparmor.d && ${ID} == ubuntu && ! -e /etc/apparmor.d/bwrap-userns-restrict ]]; then
-    file /etc/apparmor.d/nommerd-bwrap 644 root <"$here/files/apparmor-bwrap"
+if [[ $ID == ubuntu && -d /etc/apparmor.d && ! -e /etc/apparmor.d/bwrap-userns-restrict ]]; then
+    file /etc/apparmor.d/nommerd-bwrap 644 root "$here/files/apparmor-bwrap"
+    if [[ -e /sys/kernel/security/apparmor/profiles ]] && command -v apparmor_parser >/dev/null; then
+        apparmor_parser --replace /etc/apparmor.d/nommerd-bwrap
+    fi
 fi
 if $image; then
-    file /etc/ssh/sshd_config.d/nommerd.conf 644 root <"$here/files/sshd.conf"
-    file /etc/apt/apt.conf.d/52nommerd 644 root <"$here/files/apt.conf"
+    file /etc/ssh/sshd_config.d/nommerd.conf 644 root "$here/files/sshd.conf"
+    file /etc/apt/apt.conf.d/52nommerd 644 root "$here/files/apt.conf"
+    file /etc/systemd/journald.conf.d/nommerd.conf 644 root "$here/files/journald.conf"
 fi
 
 # --- does it work? -----------------------------------------------------------------------------------------------------
 
 install -d -o nommerd -g nommerd -m 700 "$scratch/test"
 chmod 711 "$scratch"
-(cd "$scratch/test" && timeout 300 runuser -u nommerd -- env -i HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 \
-    /opt/nommerd/bin/nommerd demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1) ||
+(cd "$scratch/test" && timeout 300 runuser -u nommerd -- env -i HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin \
+    LANG=C.UTF-8 /opt/nommerd/bin/nommerd demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1) ||
     { tail -n 40 "$scratch/told" >&2; fail "the self-test failed (above): a clip could not be encoded and verified"; }
 say ok "self-test: a clip was encoded and verified by the user nommerd"
 
-file /etc/nommerd/manifest.json 644 root < <(/opt/nommerd/bin/python "$here/manifest.py" "$ffmpeg" "${roles[@]}")
+if ! (cd / && runuser -u nommerd -- bwrap --ro-bind / / --unshare-user /bin/true) >/dev/null 2>&1; then
+    say note "bubblewrap can confine nothing here: this kernel, or what this machine runs in, lets users make no namespaces"
+fi
+has=() # what an earlier run made of this machine, it still is
+for role in feeder worker; do [[ ! -e /etc/supervisor/conf.d/nommerd-$role.conf ]] || has+=("$role"); done
+/opt/nommerd/bin/python "$here/manifest.py" "$ffmpeg" "${has[@]}" >"$scratch/manifest"
+file /etc/nommerd/manifest.json 644 root "$scratch/manifest"
 
 # --- start ---------------------------------------------------------------------------------------------------------------
 
@@ -211,17 +250,22 @@ if $image; then
     exit 0
 fi
 until=$((SECONDS + 60))
+if [[ -d /run/systemd/system ]]; then
+    systemctl daemon-reload
+    systemctl enable --quiet --now supervisor
+    until supervisorctl pid >/dev/null 2>&1; do # its socket comes a moment after it
+        ((SECONDS < until)) || fail "supervisor does not answer: systemctl status supervisor"
+        sleep 1
+    done
+fi
 if supervisorctl pid >/dev/null 2>&1; then
     supervisorctl update
-elif [[ -d /run/systemd/system ]]; then
-    systemctl daemon-reload
-    systemctl enable --now supervisor
 else
-    service supervisor start >/dev/null
+    service supervisor start >/dev/null 9>&-
 fi
-running() {
+running() { # all are; one that somebody stopped, or that was drained, stays so
     states=$(supervisorctl status 2>&1 | grep '^nommerd-' || :)
-    [[ -n $states ]] && ! grep -qvw RUNNING <<<"$states"
+    [[ -n $states ]] && ! grep -vE ' (RUNNING|EXITED) | STOPPED +[A-Z][a-z]{2} [0-9]' <<<"$states" >/dev/null
 }
 until running; do
     if ((SECONDS >= until)); then
@@ -233,7 +277,12 @@ until running; do
 done
 echo "$states"
 for role in "${roles[@]}"; do
-    pid=$(supervisorctl pid "nommerd-$role")
-    grep -qF -- "$release/" "/proc/$pid/cmdline" || say note "nommerd-$role still runs its version: supervisorctl restart nommerd-$role"
+    pid=$(supervisorctl pid "nommerd-$role" || :)
+    if [[ $pid != [1-9]* ]]; then
+        say note "nommerd-$role was stopped, and stays so: supervisorctl start nommerd-$role"
+        continue
+    fi
+    grep -qF -- "$release/" "/proc/$pid/cmdline" ||
+        say note "nommerd-$role still runs its version: supervisorctl restart nommerd-$role"
 done
 say ok "$changed changes"
