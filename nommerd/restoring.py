@@ -45,7 +45,7 @@ def restore(settings: Settings, file: Path, *, force: bool) -> Manifest:
     would be lost. Raises ConfigError, and OSError of a full disk."""
     parts = installation(settings)
     settings.make_data_dir()
-    with _nobody_else(parts[DATABASE]) as hold, ExitStack() as stack:
+    with _nobody_else(parts[DATABASE], settings.data_dir) as hold, ExitStack() as stack:
         if parts[DATABASE].exists() and not force:
             raise _in_the_way([parts[DATABASE]])
         staged = {name: stack.enter_context(_staged(path)) for name, path in parts.items()}
@@ -54,6 +54,7 @@ def restore(settings: Settings, file: Path, *, force: bool) -> Manifest:
         if not force and (taken := [parts[name] for name, wanted in manifest.files.items() if _differs(parts[name], wanted)]):
             raise _in_the_way(taken)
         hold()
+        _give(settings.data_dir, [staged[name] for name in manifest.files])
         for name in sorted(manifest.files, key=lambda name: name == DATABASE):
             staged[name].replace(parts[name])
             sync_folder(parts[name].parent)
@@ -65,6 +66,19 @@ def _staged(path: Path) -> Iterator[Path]:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with beside(path) as made:
         yield made
+
+
+def _give(data: Path, paths: list[Path]) -> None:
+    """What root puts back is the data directory's owner's: the daemons run as that one, and could not open it."""
+    if os.geteuid() != 0:
+        return
+    owner = data.stat()
+    for path in paths:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # that one may have put a link there
+        try:
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        finally:
+            os.close(descriptor)
 
 
 def _in_the_way(paths: list[Path]) -> ConfigError:
@@ -80,7 +94,7 @@ def _differs(path: Path, wanted: Entry) -> bool:
 
 
 @contextmanager
-def _nobody_else(database: Path) -> Iterator[Hold]:
+def _nobody_else(database: Path, data: Path) -> Iterator[Hold]:
     """Neither feeder nor worker has the database open, nor can open it meanwhile. The hold makes what is there ready to be
     replaced. Raises ConfigError."""
     from nommerd import sqlite
@@ -94,6 +108,7 @@ def _nobody_else(database: Path) -> Iterator[Hold]:
         except BlockingIOError:
             raise _in_use(database) from None
         hold.take()
+        _give(data, [Path(f"{database}.lock"), lock.path])
         yield hold
     finally:
         hold.close()

@@ -189,6 +189,20 @@ class TestBackup:
 
 
 class TestRestore:
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+    @pytest.mark.parametrize("empty", [True, False])
+    def test_what_root_puts_back_is_the_data_directorys_owners(self, settings: Settings, good: Path, empty: bool) -> None:
+        """The operator is root, the daemons are not."""
+        if empty:
+            shutil.rmtree(settings.data_dir)
+            settings.data_dir.mkdir()
+        for path in (settings.data_dir, *settings.data_dir.iterdir()):
+            os.chown(path, 54321, 54322)
+        restoring.restore(settings, good, force=True)
+        found = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in settings.data_dir.iterdir()}
+        assert found.keys() >= {DATABASE, TOKEN, KEYS, WEBHOOK_SECRET, f"{DATABASE}.lock", f"{DATABASE}.feeder.lock"}
+        assert set(found.values()) == {(54321, 54322)}
+
     def test_everything_comes_back_as_it_was_and_for_its_owner_alone(self, settings: Settings, good: Path) -> None:
         before = state(settings)
         shutil.rmtree(settings.data_dir)
