@@ -9,9 +9,12 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -21,6 +24,7 @@ import yaml
 
 from nommerd import __version__
 from nommerd.imaging import TEMPLATE, recipe, variable_sets
+from tests.aws_proxy import AwsProxy
 from tests.deploy.root import CHECKOUT, Root
 from tests.emulator import ACCESS_KEY, REGION, SECRET_KEY, Emulator
 from tests.rig import free_port
@@ -86,6 +90,13 @@ def test_each_set_names_its_own_base_and_architecture() -> None:
 
 
 # --- a build -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def machine(base: Path, tmp_path: Path) -> Iterator[Root]:
+    """A minimal Debian, without anything of ours; nothing in it will listen at a port of the shipped configuration."""
+    with closing(Root([base], tmp_path / "machine")) as root:
+        yield root
 
 
 class FirstBoot:
@@ -159,43 +170,56 @@ def left_over(ec2: Any) -> dict[str, int]:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_a_build_makes_an_image_that_works_and_leaves_nothing_else(
-        fresh: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        machine: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MOTO_AMIS_PATH", str(published(tmp_path)))
     emulator = Emulator()
     ec2 = emulator.client("ec2")
-    first = FirstBoot(ec2, fresh)
+    first = FirstBoot(ec2, machine)
     try:
-        port = with_ssh(fresh)
-        variables = {"region": REGION, "ec2_endpoint": emulator.url, "ssh_host": "127.0.0.1", "ssh_port": str(port)}
-        env = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_POLL_DELAY_SECONDS": "1"}
-        given = [f"--var={name}={value}" for name, value in variables.items()]
-
-        wheel = tmp_path / "nommerd-0.0.9-py3-none-any.whl"
-        wheel.write_bytes(b"half of a wheel")
-        broken = nommerd("ami", "build", *given, f"--source={wheel}", timeout=300, **env)
-        assert broken.returncode == 1, broken.stderr[-4000:]
-        assert f"/tmp/nommerd-image/{wheel.name}" in broken.stderr, broken.stderr
-        assert "provision.sh: line " in broken.stderr
-        assert broken.stderr.rstrip().splitlines()[-1].startswith("nommerd: node.packer: ")
-        assert left_over(ec2) == {"instances": 0, "keys": 0, "groups": 0, "images": 0}
-
-        built = nommerd("ami", "build", *given, "--json", timeout=600, **env)
-        assert built.returncode == 0, built.stderr[-6000:]
-        said = json.loads(built.stdout)
-        assert (said["base"], said["arch"], said["version"]) == ("debian-12", "x86_64", __version__)
-        image = ec2.describe_images(ImageIds=[said["images"][REGION]])["Images"][0]
-        assert image["Name"].startswith(f"nommerd-{__version__}-debian-12-x86_64-")
-        assert {"nommerd:version": __version__, "nommerd:base": "debian-12", "nommerd:made-of": NEWEST}.items() <= {
-            tag["Key"]: tag["Value"] for tag in image["Tags"]}.items()
-        assert left_over(ec2) == {"instances": 0, "keys": 0, "groups": 0, "images": 1}
-        assert all("PRIVATE KEY" not in text for text in first.told.values())
-        assert SECRET_KEY not in built.stderr + broken.stderr
+        with AwsProxy(emulator.url) as aws:
+            _builds(machine, tmp_path, ec2, aws, first)
     finally:
         first.stop()
         emulator.stop()
-    holds_as_an_image(fresh)
+    holds_as_an_image(machine)
+
+
+def _builds(root: Root, folder: Path, ec2: Any, aws: AwsProxy, first: FirstBoot) -> None:
+    port = with_ssh(root)
+    variables = {"region": REGION, "ec2_endpoint": aws.url, "ssh_host": "127.0.0.1", "ssh_port": str(port)}
+    env = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY, "AWS_POLL_DELAY_SECONDS": "1"}
+    given = [f"--var={name}={value}" for name, value in variables.items()]
+
+    wheel = folder / "nommerd-0.0.9-py3-none-any.whl"
+    wheel.write_bytes(b"half of a wheel")
+    broken = nommerd("ami", "build", *given, f"--source={wheel}", timeout=600, **env)
+    assert broken.returncode == 1, broken.stderr[-4000:]
+    assert f"/tmp/nommerd-image/{wheel.name}" in broken.stderr, broken.stderr
+    assert "provision.sh: line " in broken.stderr
+    assert broken.stderr.rstrip().splitlines()[-1].startswith("nommerd: node.packer: ")
+    assert left_over(ec2) == {"instances": 0, "keys": 0, "groups": 0, "images": 0}
+
+    built = nommerd("ami", "build", *given, "--json", timeout=600, **env)
+    assert built.returncode == 0, built.stderr[-6000:]
+    said = json.loads(built.stdout)
+    assert (said["base"], said["arch"], said["version"]) == ("debian-12", "x86_64", __version__)
+    image = ec2.describe_images(ImageIds=[said["images"][REGION]])["Images"][0]
+    assert image["Name"].startswith(f"nommerd-{__version__}-debian-12-x86_64-")
+    assert {"nommerd:version": __version__, "nommerd:base": "debian-12", "nommerd:made-of": NEWEST}.items() <= {
+        tag["Key"]: tag["Value"] for tag in image["Tags"]}.items()
+    assert left_over(ec2) == {"instances": 0, "keys": 0, "groups": 0, "images": 1}
+    assert all("PRIVATE KEY" not in text for text in first.told.values())
+    assert SECRET_KEY not in built.stderr + broken.stderr
+    asked = {f"ec2:{call.action}" for call in aws.calls}
+    assert asked - permissions() == set(), "docs/image.md lists what a build must be allowed to"
+    assert {"ec2:RunInstances", "ec2:CreateImage"} <= asked
+
+
+def permissions() -> set[str]:
+    """What the page says a build needs."""
+    return set(re.findall(r'"(ec2:\w+)"', (CHECKOUT / "docs" / "image.md").read_text(encoding="utf-8")))
 
 
 def holds_as_an_image(root: Root) -> None:
