@@ -98,8 +98,8 @@ file /etc/systemd/system/supervisor.service.d/nommerd.conf 644 root "$here/files
 packages=(python3 python3-venv supervisor bubblewrap ca-certificates curl iproute2 procps)
 [[ $ffmpeg == wheels ]] || packages+=(ffmpeg)
 # the clock decides about leases, signatures and credentials: any of these keeps it
-clocks=(systemd-timesyncd chrony ntpsec ntp openntpd)
-if ! dpkg-query -W -f '${db:Status-Status}\n' "${clocks[@]}" 2>/dev/null | grep -x installed >/dev/null; then
+clocks=$(dpkg-query -W -f '${db:Status-Status}\n' systemd-timesyncd chrony ntpsec ntp openntpd 2>/dev/null || :)
+if ! grep -qx installed <<<"$clocks"; then
     packages+=(chrony)
 fi
 if $image; then

@@ -28,7 +28,8 @@ def provisioned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
     """A machine that is feeder and worker, provisioned from the checkout in /root/nommerd, then switched off."""
     with ports(), closing(Root([base], tmp_path_factory.mktemp("provisioned"))) as root:
         root.checkout()
-        done = root.run(*PROVISION, "--role", "feeder", "--role", "worker", timeout=600)
+        # some operators' shells keep new files to themselves; the user nommerd must be able to read these
+        done = root.shell(f"umask 077; {' '.join(PROVISION)} --role feeder --role worker", timeout=600)
         (root.path / "root/provision.log").write_text(done.stdout + done.stderr)
     return root
 

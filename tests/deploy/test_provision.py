@@ -27,20 +27,26 @@ def test_the_second_run_changes_nothing_and_the_first_left_a_machine_that_is_loc
     first = (ready.path / "root/provision.log").read_text()
     assert "self-test: a clip was encoded and verified by the user nommerd" in first
     assert "changed    /etc/nommerd/nommerd.yaml" in first
-    listing = "find /etc /opt /srv /usr/local /var/lib/nommerd -newer /root/provision.log -not -name '__pycache__'"
+    listing = "find /etc /opt /srv /usr/local -newer /root/provision.log -not -path /etc/resolv.conf -type f"  # the root's own
     (ready.path / "etc/nommerd/nommerd.yaml").write_text((ready.path / "etc/nommerd/nommerd.yaml").read_text() + "# mine\n")
     second = ready.run(*PROVISION, "--role", "feeder", "--role", "worker", timeout=300)
     assert [line for line in second.stdout.splitlines() if line.startswith("changed")] == []
     assert second.stdout.rstrip().endswith("0 changes")
     assert (ready.path / "etc/nommerd/nommerd.yaml").read_text().endswith("# mine\n")
-    touched = ready.shell(f"{listing} -type f").stdout.split()
-    assert [path for path in touched if not path.startswith("/var/lib/nommerd/")] == ["/etc/nommerd/nommerd.yaml"]
+    assert ready.shell(listing).stdout.split() == ["/etc/nommerd/nommerd.yaml"]
     # nobody but nommerd reads its data and settings, and nothing of nommerd runs as root but what starts and watches it
     assert ready.run("runuser", "-u", "nobody", "--", "ls", "/var/lib/nommerd", check=False).returncode != 0
     assert ready.run("runuser", "-u", "nobody", "--", "cat", "/etc/nommerd/nommerd.yaml", check=False).returncode != 0
     users = ready.shell("ps -eo user=,args= | grep '[/]opt/nommerd'").stdout.splitlines()
     assert {line.split()[0] for line in users if "nommerd.livecheck" not in line} == {"nommerd"}
     assert ready.run("runuser", "-u", "nommerd", "--", "touch", "/opt/nommerd/bin/nommerd", check=False).returncode != 0
+    # what an operator has stopped stays so
+    ready.run("supervisorctl", "stop", "nommerd-worker")
+    (ready.path / "etc/nommerd/nommerd.yaml").chmod(0o600)
+    third = ready.run(*PROVISION, "--role", "feeder", "--role", "worker", timeout=300)
+    assert "nommerd-worker was stopped, and stays so" in third.stdout
+    assert "changed    who may read /etc/nommerd/nommerd.yaml" in third.stdout
+    assert "STOPPED" in ready.run("supervisorctl", "status", "nommerd-worker", check=False).stdout
 
 
 def test_the_manifest_says_what_is_installed(ready: Root) -> None:
@@ -68,6 +74,18 @@ def test_a_machine_whose_ffmpeg_cannot_encode_is_not_finished(ready: Root) -> No
 
 
 @pytest.mark.timeout(300)
+def test_a_version_that_cannot_be_had_changes_nothing(ready: Root) -> None:
+    listing = "find /opt -maxdepth 1 -printf '%p %l\\n' | sort"
+    before = ready.shell(listing).stdout
+    done = ready.run(*PROVISION, "--role", "worker", "--version", "0.0.0.dev1", check=False)
+    assert done.returncode == 1
+    assert done.stderr.rstrip().splitlines()[-1] == "provision.sh: pip could not install nommerd (above)"
+    assert ready.shell(listing).stdout == before
+    wheels = ready.run(*PROVISION, "--role", "worker", "--ffmpeg", "wheels", check=False)
+    assert (wheels.returncode, "/usr/bin/ffmpeg would be taken before it" in wheels.stderr) == (2, True), wheels.stderr
+
+
+@pytest.mark.timeout(300)
 def test_a_configuration_that_does_not_hold_is_told_with_its_place_and_nothing_is_started(ready: Root) -> None:
     (ready.path / "etc/nommerd/nommerd.yaml").write_text("worker: {slotz: 2}\n")
     done = ready.run(*PROVISION, "--role", "worker", check=False)
@@ -80,7 +98,8 @@ def test_a_configuration_that_does_not_hold_is_told_with_its_place_and_nothing_i
 @pytest.mark.parametrize(("arguments", "told"), [
     ((), "say --role or --image"), (("--role", "king"), "there are feeder and worker"), (("--role",), "--role wants a value"),
     (("--image", "--role", "worker"), "--image starts nothing"),
-    (("--role", "worker", "--source", "/nowhere"), "no such file"),
+    (("--role", "worker", "--source", "/nowhere"), "no such file"), (("--image", "--source", "/"), "no setup.py in it"),
+    (("--image", "--source", "/etc/passwd"), "neither a folder nor a wheel"),
     (("--role", "worker", "--ffmpeg", "mine"), "distribution and wheels"), (("--rolle", "x"), "unknown argument: --rolle"),
     (("--role", "worker", "--source", "/", "--version", "1"), "not both")])
 def test_wrong_arguments_are_told(arguments: tuple[str, ...], told: str) -> None:
