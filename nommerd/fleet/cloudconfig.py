@@ -57,7 +57,7 @@ install -d -o {USER} -g {USER} -m 0700 {DATA_DIR} DATA
 install -d -o root -g {USER} -m 0750 /var/log/nommerd
 chown -R OWNERS
 install -m 0644 {FOLDER}/PROGRAM.conf {CONF_DIR}/PROGRAM.conf
-service supervisor start
+service supervisor start || : # where no systemd is, it fails if it runs
 tries=0
 until supervisorctl update; do
     tries=$((tries + 1))

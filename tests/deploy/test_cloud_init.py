@@ -40,8 +40,9 @@ datasource_list: [NoCloud]
 network: {config: disabled}
 growpart: {mode: "off"}
 resize_rootfs: false
-ssh_genkeytypes: []
-locale: false
+ssh_genkeytypes: [ed25519]
+ssh_deletekeys: false
+locale: "off"
 """
 PIPELINE = """\
 kind: pipeline
@@ -95,6 +96,13 @@ def known_keys() -> set[str]:
     return found
 
 
+class Instance(Machine):
+    """One whose supervisor is not the test's to start."""
+
+    def __init__(self, root: Root) -> None:
+        self.root = root
+
+
 def start(root: Root, instance: str, user_data: str, imds: Imds) -> Machine:
     """Switch on a machine that is an instance with this user-data: cloud-init as its units run it, stage by stage."""
     seed = root.path / "var/lib/cloud/seed/nocloud"
@@ -102,7 +110,10 @@ def start(root: Root, instance: str, user_data: str, imds: Imds) -> Machine:
     (seed / "meta-data").write_text(f"instance-id: {instance}\nlocal-hostname: {instance}\n")
     (seed / "user-data").write_text(user_data)
     (root.path / "etc/cloud/cloud.cfg.d/99-test.cfg").write_text(OTHERWISE)
+    (root.path / "etc/ssh/ssh_host_ed25519_key").touch()
     (root.path / "etc/default/supervisor").write_text("".join(f"export {name}={value}\n" for name, value in imds.env.items()))
+    if (root.path / "etc/init.d/supervisor").exists():  # it boots by itself, and earlier than the last stage
+        root.run("service", "supervisor", "start")
     for stage in STAGES:
         # its own host name, too: cloud-init sets it
         done = root.run("unshare", "--uts", "cloud-init", *stage.split(), check=False)
@@ -110,7 +121,7 @@ def start(root: Root, instance: str, user_data: str, imds: Imds) -> Machine:
     log = (root.path / "var/log/cloud-init.log").read_text()
     assert [line for line in log.splitlines() if "[WARNING]" in line or "[ERROR]" in line] == []
     assert json.loads((root.path / "run/cloud-init/result.json").read_text())["v1"]["errors"] == []
-    return Machine(root)
+    return Instance(root)
 
 
 @pytest.fixture(scope="module")
