@@ -59,7 +59,7 @@ from nommerd.net.egress import Egress
 from nommerd.reloading import Reloading
 from nommerd.secrets import Keyring, Secret, secret_file
 from nommerd.sending import Sending
-from nommerd.starting import Start, answer
+from nommerd.starting import Start, answer, process_age
 from nommerd.storage import open_registry
 from nommerd.storage.base import StorageRegistry
 from nommerd.store import open_store
@@ -318,7 +318,7 @@ def main(settings: Settings, ready_within: float | None = None) -> int:
     """Run a feeder until SIGTERM or SIGINT; SIGHUP makes it read presets and pipelines again. 0 when it stopped, 2 for a
     configuration that must be changed, 1 otherwise, also where it is not ready within so many seconds."""
     try:
-        with Start(ready_within) as start:
+        with Start(ready_within, process_age()) as start:
             _run(settings, start)
         return 0
     except (ConfigError, ManyErrors) as error:

@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import TracebackType
 
 import gevent
@@ -23,19 +24,21 @@ END_SECONDS = 2.0  # for an orderly end after that; what could never work has no
 
 class Start:
     """A context around the life of a daemon, on the main greenlet: its clock runs from the beginning. Leaving it raises
-    InfrastructureError node.not_ready where the daemon was never ready; without `seconds` it never ends anything."""
+    InfrastructureError node.not_ready where the daemon was never ready; without `seconds` it never ends anything. `age`: how
+    many of the seconds have passed already."""
 
-    def __init__(self, seconds: float | None) -> None:
+    def __init__(self, seconds: float | None, age: float = 0.0) -> None:
         self._seconds = seconds
-        self._until = time.monotonic() + (seconds or 0.0)
-        self._timeout = gevent.Timeout(seconds)  # no Exception: nobody on the way takes it for an outage of his own
+        self._left = max(LOOK_SECONDS, seconds - age) if seconds is not None else None
+        self._until = time.monotonic() + (self._left or 0.0)
+        self._timeout = gevent.Timeout(self._left)  # no Exception: nobody on the way takes it for an outage of his own
         self._end = gevent.Greenlet()
         self._failed = False
 
     def __enter__(self) -> Start:
-        if self._seconds is not None:
+        if self._left is not None:
             self._timeout.start()
-            self._end = gevent.spawn_later(self._seconds + END_SECONDS, self._end_now)
+            self._end = gevent.spawn_later(self._left + END_SECONDS, self._end_now)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -66,6 +69,12 @@ class Start:
     def _error(self) -> InfrastructureError:
         return InfrastructureError("node.not_ready", f"It was not ready within {self._seconds:g} seconds.",
                                    "The lines before this one tell what did not answer.")
+
+
+def process_age() -> float:
+    """Seconds since this process was started, as who started it counts them (proc(5): starttime, in ticks since boot)."""
+    ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
 
 
 def answer(store: Store, queue: Queue) -> bool:

@@ -45,7 +45,7 @@ from nommerd.nodelife import EMBEDDED, find_life
 from nommerd.parting import LAST_RECEIVE_SECONDS, Parting, Reason
 from nommerd.runtime import self_test
 from nommerd.secrets import Keyring
-from nommerd.starting import Start, answer
+from nommerd.starting import Start, answer, process_age
 from nommerd.storage import open_registry
 from nommerd.store import open_store
 from nommerd.store.base import Store, WorkerRecord
@@ -291,7 +291,7 @@ def main(settings: Settings, *, name: str | None = None, local: bool = True, boo
     nothing but its workspaces: data directory and keys are the feeder's to make. The process is patched already.
     """
     try:
-        with Start(ready_within) as start:
+        with Start(ready_within, process_age()) as start:
             _run(settings, name, local, booted, start)
         return 0
     except (ConfigError, ManyErrors) as error:

@@ -24,7 +24,7 @@ def daemon_options(function: F) -> F:
                          help="How log lines look (auto: text on a terminal, else JSON).")
     level = click.option("--log-level", type=click.Choice(["debug", "info", "warning", "error"]), default="info")
     within = click.option("--ready-within", type=click.FloatRange(min=0, min_open=True), metavar="SECONDS",
-                          help="Exit 1 unless it can work by then: for service managers, which see that it is not running.")
+                          help="Exit 1 unless it can work so soon after its start, so that a service manager sees it.")
     parent = click.option("--parent", type=int, hidden=True, help="End when this process, our parent, ends.")
     return config_option(style(level(within(parent(function)))))
 

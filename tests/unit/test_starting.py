@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 
 import gevent
 import pytest
@@ -13,7 +14,7 @@ from nommerd import starting
 from nommerd.bus.base import BusUnavailable, Depth
 from nommerd.bus.memory import MemoryBus
 from nommerd.errors import InfrastructureError
-from nommerd.starting import Start, answer
+from nommerd.starting import Start, answer, process_age
 from nommerd.store.base import StoreUnavailable
 from nommerd.store.memory import MemoryStore
 
@@ -56,6 +57,17 @@ def test_what_takes_too_long_before_that_is_cut_short_even_where_outages_are_sur
 def test_one_that_does_not_stop_either_is_ended() -> None:
     ended = subprocess.run([sys.executable, "-c", HANGING], capture_output=True, text=True, timeout=30, check=False)
     assert (ended.returncode, NOT_READY in ended.stderr) == (1, True), ended.stderr
+
+
+def test_the_clock_runs_from_the_start_of_the_process() -> None:
+    code = "import time; from nommerd.starting import process_age; a = process_age(); time.sleep(0.5); print(a, process_age())"
+    begun = time.monotonic()
+    first, second = map(float, subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30,
+                                              check=True).stdout.split())
+    assert 0 < first <= second - 0.5 < time.monotonic() - begun
+    assert process_age() > time.monotonic() - begun
+    with pytest.raises(InfrastructureError, match="It was not ready within 60 seconds"), Start(60, age=59.9):
+        gevent.sleep(60)
 
 
 def test_without_a_limit_nothing_is_ended() -> None:
