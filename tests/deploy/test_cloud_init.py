@@ -32,7 +32,7 @@ from tests.media import clip
 from tests.rig import CANARY, wait_until
 
 IMAGE = "ami-0123456789abcdef0"
-IDLE_SECONDS = 25  # more than a daemon takes to count as RUNNING
+IDLE_SECONDS = 20  # more than a daemon takes to count as RUNNING
 STAGES = ("init --local", "init", "modules --mode config", "modules --mode final")
 # what a cloud's image has and a minimal root lacks: a disk, an SSH server, locales; and the network is not cloud-init's here
 OTHERWISE = """\
