@@ -80,7 +80,7 @@ class File:
 def cloud_config(files: Sequence[File], *, program: str, conf: str, version: str, owners: str, data: str = DATA_DIR,
                  sudo: str | None = None, shut_down: bool = False) -> str:
     """The text of a cloud-config, below BYTES_MAX, that has `nommerd` of exactly this version run the program of
-    conf/supervisor/`conf`.
+    conf/supervisor/`conf`.conf.
 
     `owners`: user:group and the paths that become theirs. `data`: the data directory, an absolute path. `sudo`: what the user
     nommerd may run as root. `shut_down`: a machine on which it cannot start ends. Raises ConfigError where it is too long.
@@ -94,7 +94,7 @@ def cloud_config(files: Sequence[File], *, program: str, conf: str, version: str
     if sudo is not None:
         user["sudo"] = f"ALL=(root) NOPASSWD: {sudo}"  # a list works as well, but cloud-init 22's schema knows none
     start = _START.replace("GIVE_UP\n", f"{_SHUT_DOWN}\n" if shut_down else "").replace("VERSION", version)
-    all_files = [*files, File(f"{FOLDER}/{program}.conf", "0644", (shipped_conf() / "supervisor" / conf).read_text("utf-8")),
+    all_files = [*files, File(f"{FOLDER}/{program}.conf", "0644", (shipped_conf() / f"supervisor/{conf}.conf").read_text("utf-8")),
                  File(START_FILE, "0700", start.replace("OWNERS", owners).replace("PROGRAM", program).replace("DATA", data))]
     written = [{"path": one.path, "owner": "root:root", "permissions": one.permissions, "content": one.content}
                for one in all_files]

@@ -31,7 +31,7 @@ def render(pin: Pin, *, region: str, cluster: str, version: str, endpoint_url: s
     boot = {"cluster": cluster, "data": DATA_DIR, "region": region, "endpoint_url": endpoint_url,
             "config": {"uri": pin.uri, "version": pin.version, "sha256": pin.sha256}}
     return cloud_config([File(BOOT_FILE, "0600", json.dumps(boot, indent=2) + "\n")], program="nommerd-worker",
-                        conf="node.conf", version=version, owners=f"{USER}:{USER} {BOOT_FILE}",
+                        conf="node", version=version, owners=f"{USER}:{USER} {BOOT_FILE}",
                         sudo=f"{SHUTDOWN} -h now", shut_down=True)
 
 
