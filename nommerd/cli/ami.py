@@ -100,7 +100,7 @@ def user_data(*, config_file: Path | None, as_json: bool) -> int:
     """Print what makes a feeder of a machine that starts from the image: a cloud-config with this configuration file, and the
     pipelines and presets in its paths. It holds no secret, and a file with one is refused."""
     from nommerd.config import find_file
-    from nommerd.fleet.feederdata import render_feeder
+    from nommerd.feederdata import render_feeder
 
     file = find_file(config_file, os.environ)
     if file is None:

@@ -18,8 +18,8 @@ import pytest
 import yaml
 
 from nommerd import __version__
+from nommerd.feederdata import render_feeder
 from nommerd.fleet.distribution import Pin
-from nommerd.fleet.feederdata import render_feeder
 from nommerd.fleet.userdata import render
 from tests.cloud import Cloud
 from tests.deploy.conftest import PROVISION

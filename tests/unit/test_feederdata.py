@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from nommerd.errors import ConfigError, ManyErrors
-from nommerd.fleet.feederdata import render_feeder
+from nommerd.feederdata import render_feeder
 
 PRESET = "kind: preset\nname: small\npipeline: web-mp4\nparams: {width: 320, height: 180}\n"
 

@@ -1,0 +1,68 @@
+"""The user-data of a feeder: its configuration, its own presets and pipelines, and the start of the daemon."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nommerd import __version__
+from nommerd.config import load
+from nommerd.errors import ConfigError, ManyErrors, NommerdError
+from nommerd.fleet.cloudconfig import DATA_DIR, FOLDER, USER, File, cloud_config
+from nommerd.fleet.userdata import check_endpoint
+from nommerd.pipeline.loader import load_yaml
+
+CONFIG_FILE = f"{FOLDER}/nommerd.yaml"
+_SECRET = {("aws", "access_key_id"): "The feeder's role gives it its rights: `nommerd aws setup` makes it.",
+           ("aws", "secret_access_key"): "The feeder's role gives it its rights: `nommerd aws setup` makes it.",
+           ("webhooks", "secret"): "The feeder makes one on its machine.",
+           ("secrets", "keys"): "The feeder makes one on its machine."}
+_CREDENTIALS = re.compile(r"""://[^/\s:@'"]*:[^/\s@'"]+@""")  # in a URI
+
+
+def render_feeder(config: Path, version: str = __version__) -> str:
+    """The user-data of a feeder with the configuration in this file, which must hold; files in its `paths.pipelines` and
+    `paths.presets` come along.
+
+    Raises ConfigError, or ManyErrors, for what does not hold, for secrets in it, and where it all is too long.
+    """
+    settings = load(config, {})
+    written = config.read_text(encoding="utf-8")
+    only_comments = yaml.compose(written, Loader=yaml.SafeLoader) is None
+    document: dict[str, Any] = {} if only_comments else load_yaml(written, str(config), ConfigError, "config").plain()
+    faults: list[NommerdError] = [
+        ConfigError("config.bad_value", f"{section}.{key} would be told in the clear to whoever may look at the instance.",
+                    f"Leave it out. {hint}", place=f"{section}.{key}")
+        for (section, key), hint in _SECRET.items() if (document.get(section) or {}).get(key)]
+    if faults:
+        raise faults[0] if len(faults) == 1 else ManyErrors(faults)
+    check_endpoint(settings.aws.endpoint_url)
+    files: list[File] = []
+    paths: dict[str, Any] = {key: value for key, value in (document.get("paths") or {}).items() if value}
+    paths.setdefault("data", DATA_DIR)
+    for kind, folders in (("pipelines", settings.paths.pipelines), ("presets", settings.paths.presets)):
+        files += _documents(f"{FOLDER}/{kind}", folders)
+        paths[kind] = [f"{FOLDER}/{kind}"] if folders else []
+    document["paths"] = paths
+    text = "# The configuration that this feeder was started with.\n" + yaml.safe_dump(document, sort_keys=False, width=120)
+    files = [File(CONFIG_FILE, "0640", text), *files]
+    for file in files:
+        if _CREDENTIALS.search(file.content):
+            raise ConfigError("config.bad_value", f"What becomes {file.path} has a URI with credentials, which would be told "
+                              "in the clear to whoever may look at the instance.", "Leave them out of it.", place=file.path)
+    return cloud_config(files, program="nommerd-feeder", conf="feeder", version=version, owners=f"root:{USER} {FOLDER}",
+                        data=str(paths["data"]))
+
+
+def _documents(where: str, folders: Sequence[Path]) -> list[File]:
+    """The YAML files in these folders, the first folder's first."""
+    found: dict[str, File] = {}
+    for folder in folders:
+        for file in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if file.suffix in (".yaml", ".yml") and not file.name.startswith("."):
+                found.setdefault(file.stem, File(f"{where}/{file.name}", "0640", file.read_text(encoding="utf-8")))
+    return list(found.values())
