@@ -66,11 +66,12 @@ def test_a_machine_whose_ffmpeg_cannot_encode_is_not_finished(ready: Root) -> No
     broken.unlink()
     broken.write_text("#!/bin/sh\nexit 3\n")
     broken.chmod(0o755)
+    before = sorted((ready.path / "tmp").iterdir())
     done = ready.run(*PROVISION, "--role", "worker", check=False)
     assert done.returncode != 0
     assert done.stderr.rstrip().splitlines()[-1].startswith("provision.sh: ")
     assert "Traceback" not in done.stderr
-    assert not list((ready.path / "tmp").iterdir()), "nothing is left behind"
+    assert sorted((ready.path / "tmp").iterdir()) == before, "nothing is left behind"
 
 
 @pytest.mark.timeout(300)
