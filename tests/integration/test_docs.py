@@ -31,8 +31,8 @@ ELSEWHERE = {"make demo": "tests/acceptance/test_demo.py", "make test": "this is
 FAMILIES = ("input", "source", "dest", "recipe", "encoder", "node", "internal", "config", "request", "idempotency", "webhook",
             "explain")
 CODE = re.compile(rf"(?:{'|'.join(FAMILIES)})\.[a-z][a-z0-9_]*")
-# a run-time variable; the beginning of two codes, which the catalog completes; the type of an event; a file's name
-NO_CODES = {"source.stem", "recipe.unknown_", "webhook.test", "node.conf"}
+# a run-time variable; the beginning of two codes, which the catalog completes; the type of an event
+NO_CODES = {"source.stem", "recipe.unknown_", "webhook.test"}
 LOG_METHODS = {"debug", "info", "warning", "error", "exception"}  # their first argument names an event
 
 
