@@ -94,7 +94,8 @@ def cloud_config(files: Sequence[File], *, program: str, conf: str, version: str
     if sudo is not None:
         user["sudo"] = f"ALL=(root) NOPASSWD: {sudo}"  # a list works as well, but cloud-init 22's schema knows none
     start = _START.replace("GIVE_UP\n", f"{_SHUT_DOWN}\n" if shut_down else "").replace("VERSION", version)
-    all_files = [*files, File(f"{FOLDER}/{program}.conf", "0644", (shipped_conf() / f"supervisor/{conf}.conf").read_text("utf-8")),
+    supervised = (shipped_conf() / f"supervisor/{conf}.conf").read_text("utf-8")
+    all_files = [*files, File(f"{FOLDER}/{program}.conf", "0644", supervised),
                  File(START_FILE, "0700", start.replace("OWNERS", owners).replace("PROGRAM", program).replace("DATA", data))]
     written = [{"path": one.path, "owner": "root:root", "permissions": one.permissions, "content": one.content}
                for one in all_files]
