@@ -173,6 +173,32 @@ if [[ ! -e $release/.complete ]]; then
     "${pip[@]}" "$wanted" || { rm -rf "$release"; fail "pip could not install nommerd (above)"; }
     touch "$release/.complete"
 fi
+
+# --- does it work? -----------------------------------------------------------------------------------------------------
+
+install -d -o nommerd -g nommerd -m 700 "$scratch/test"
+chmod 711 "$scratch"
+(cd "$scratch/test" && timeout 300 runuser -u nommerd -- env -i HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin \
+    LANG=C.UTF-8 "$release/bin/nommerd" demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1) ||
+    { tail -n 40 "$scratch/told" >&2; fail "the self-test failed (above): a clip could not be encoded and verified"; }
+say ok "self-test: a clip was encoded and verified by the user nommerd"
+
+# --- configuration -----------------------------------------------------------------------------------------------------
+
+if ! $image; then
+    folder /srv/media nommerd:nommerd 2775
+    config=/etc/nommerd/nommerd.yaml
+    [[ -e $config ]] || file "$config" 640 nommerd "$here/files/nommerd.yaml"
+    # somebody's own: its text is not touched
+    if [[ ! -L $config && $(stat -c '%U:%G %a' "$config") != "root:nommerd 640" ]]; then
+        chown root:nommerd "$config"
+        chmod 640 "$config"
+        did "who may read $config"
+    fi
+    runuser -u nommerd -- "$release/bin/nommerd" config check -c "$config" >"$scratch/config" 2>&1 ||
+        { cat "$scratch/config" >&2; fail "$config does not hold (above)"; }
+fi
+# it works, and takes this configuration: from here on this version is the machine's
 if [[ $(readlink /opt/nommerd || :) != "$release" ]]; then
     [[ ! -d /opt/nommerd || -L /opt/nommerd ]] || fail "/opt/nommerd is a folder that this script did not make: move it away"
     ln -sfn "$release" /opt/nommerd.new
@@ -194,22 +220,8 @@ for path in "${old[@]:1}"; do
         did "removed $path"
     fi
 done
-
-# --- configuration -----------------------------------------------------------------------------------------------------
-
 if ! $image; then
-    folder /srv/media nommerd:nommerd 2775
-    config=/etc/nommerd/nommerd.yaml
-    [[ -e $config ]] || file "$config" 640 nommerd "$here/files/nommerd.yaml"
-    # somebody's own: its text is not touched
-    if [[ ! -L $config && $(stat -c '%U:%G %a' "$config") != "root:nommerd 640" ]]; then
-        chown root:nommerd "$config"
-        chmod 640 "$config"
-        did "who may read $config"
-    fi
-    runuser -u nommerd -- /opt/nommerd/bin/nommerd config check -c "$config" >"$scratch/config" 2>&1 ||
-        { cat "$scratch/config" >&2; fail "$config does not hold (above)"; }
-    conf=$(cd / && /opt/nommerd/bin/python -I -c 'from nommerd import places; print(places.shipped_conf() / "supervisor")')
+    conf=$(cd / && "$release/bin/python" -I -c 'from nommerd import places; print(places.shipped_conf() / "supervisor")')
     for role in "${roles[@]}"; do
         file "/etc/supervisor/conf.d/nommerd-$role.conf" 644 root "$conf/$role.conf"
     done
@@ -225,15 +237,6 @@ if $image; then
     file /etc/apt/apt.conf.d/52nommerd 644 root "$here/files/apt.conf"
     file /etc/systemd/journald.conf.d/nommerd.conf 644 root "$here/files/journald.conf"
 fi
-
-# --- does it work? -----------------------------------------------------------------------------------------------------
-
-install -d -o nommerd -g nommerd -m 700 "$scratch/test"
-chmod 711 "$scratch"
-(cd "$scratch/test" && timeout 300 runuser -u nommerd -- env -i HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin \
-    LANG=C.UTF-8 /opt/nommerd/bin/nommerd demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1) ||
-    { tail -n 40 "$scratch/told" >&2; fail "the self-test failed (above): a clip could not be encoded and verified"; }
-say ok "self-test: a clip was encoded and verified by the user nommerd"
 
 if ! (cd / && runuser -u nommerd -- bwrap --ro-bind / / --unshare-user /bin/true) >/dev/null 2>&1; then
     say note "bubblewrap can confine nothing here: this kernel, or what this machine runs in, lets users make no namespaces"

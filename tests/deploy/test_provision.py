@@ -61,7 +61,10 @@ def test_the_manifest_says_what_is_installed(ready: Root) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_a_machine_whose_ffmpeg_cannot_encode_is_not_finished(ready: Root) -> None:
+def test_a_version_that_cannot_encode_does_not_become_the_machines(ready: Root) -> None:
+    init = ready.path / "root/nommerd/nommerd/__init__.py"
+    init.write_text(init.read_text().replace('__version__ = "', '__version__ = "9.'))
+    now = ready.run("readlink", "/opt/nommerd").stdout
     broken = ready.path / "usr/bin/ffmpeg"
     broken.unlink()
     broken.write_text("#!/bin/sh\nexit 3\n")
@@ -72,6 +75,7 @@ def test_a_machine_whose_ffmpeg_cannot_encode_is_not_finished(ready: Root) -> No
     assert done.stderr.rstrip().splitlines()[-1].startswith("provision.sh: ")
     assert "Traceback" not in done.stderr
     assert sorted((ready.path / "tmp").iterdir()) == before, "nothing is left behind"
+    assert ready.run("readlink", "/opt/nommerd").stdout == now
 
 
 @pytest.mark.timeout(300)
