@@ -100,8 +100,8 @@ def test_a_worker_stopped_in_mid_encode_gives_the_job_back_and_another_ends_it(m
     assert encoders(machine) == "", "its ffmpeg is gone"
     # its id is noted in there: what starts it from out here can end without it
     other = machine.root.start(
-        "bash", "-c", "echo $$ >/run/other.pid; exec setpriv --reuid nommerd --regid nommerd --init-groups env HOME=/var/lib/nommerd"
-        " NOMMERD_WORKER__HEALTH_PORT=null nommerd worker --local --name other")
+        "bash", "-c", "echo $$ >/run/other.pid; exec setpriv --reuid nommerd --regid nommerd --init-groups"
+        " env HOME=/var/lib/nommerd NOMMERD_WORKER__HEALTH_PORT=null nommerd worker --local --name other")
     try:
         machine.wait_state(id, "DOWNLOADING", "ENCODING", "UPLOADING", "FINISHED")
         starting = machine.root.start("supervisorctl", "start", "nommerd-worker")
