@@ -58,7 +58,7 @@ def answers(address: Address, seconds: float = ANSWER_SECONDS) -> bool:
     connection = HTTPConnection(*address, timeout=seconds)
     try:
         connection.request("GET", "/healthz", headers={"User-Agent": "nommerd-livecheck"})
-        connection.getresponse().read()
+        connection.getresponse()  # its body is of no interest, and may have no end
     except (OSError, HTTPException):
         return False
     finally:
