@@ -132,7 +132,8 @@ def test_up_passes_sighup_on_and_ends_with_its_terminal(rig: Rig) -> None:
         for event in ("catalog.reloaded", "worker.nothing_to_reload"):
             wait_until(lambda event=event: event in log.read_text(), 20, log.read_text)
         assert all(child.is_running() for child in children)
-        terminal.stdin.close()
+        terminal.stdin.write(b"close\n")  # gevent puts off closing a pipe
+        terminal.stdin.flush()
         assert terminal.wait(30) == 0, "up's own exit code"
         assert not any(child.is_running() for child in children)
     finally:

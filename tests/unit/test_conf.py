@@ -1,7 +1,5 @@
 """What ships: presets and pipelines load, from a checkout and installed; and the formats users want first are known."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -196,23 +194,3 @@ def test_what_is_supported_loads_and_every_key_that_is_not_yet_is_named_and_noth
     assert {error.code for error in found} <= {"recipe.not_yet_supported"}
     assert [(error.place, error.message) for error in found] == [
         (f"{file}:{place}", f"{path}: not yet supported.") for place, path in unsupported]
-
-
-# --- installed ---------------------------------------------------------------------------------------------------
-
-
-def test_an_installed_copy_holds_them_and_finds_them_without_the_checkout(tmp_path):
-    """Built by setup.py from a copy, so that nothing is written beside the sources."""
-    source, installed = tmp_path / "source", tmp_path / "site"
-    source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "LICENSE", "nommerd", "conf"):
-        subprocess.run(["cp", "-r", str(ROOT / name), str(source)], check=True)
-    (source / "README.md").write_text("nommerd\n")
-    build = subprocess.run([sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(installed)], cwd=source,
-                           capture_output=True, text=True, timeout=100)
-    assert build.returncode == 0, build.stderr[-2000:]
-    code = ("import nommerd.catalog as c; k = c.Catalog([], []); print(c.shipped('presets')); "
-            "print(k.errors, *k.names()['presets'])")
-    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={"PYTHONPATH": str(installed)}, capture_output=True,
-                         text=True, timeout=60)
-    assert run.stdout.splitlines() == [str(installed / "nommerd" / "conf" / "presets"), f"[] {' '.join(PRESETS)}"], run.stderr
