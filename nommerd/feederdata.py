@@ -21,7 +21,7 @@ _SECRET = {("aws", "access_key_id"): "The feeder's role gives it its rights: `no
            ("aws", "secret_access_key"): "The feeder's role gives it its rights: `nommerd aws setup` makes it.",
            ("webhooks", "secret"): "The feeder makes one on its machine.",
            ("secrets", "keys"): "The feeder makes one on its machine."}
-_CREDENTIALS = re.compile(r"""://[^/\s:@'"]*:[^/\s@'"]+@""")  # in a URI
+_CREDENTIALS = re.compile(r"""://[^/\s:@'"]*:[^/\s@'"]+@|s3://[^/\s:@'"]+:[^\s@'"]+@""")  # in a URI; S3's secrets have slashes
 
 
 def render_feeder(config: Path, version: str = __version__) -> str:

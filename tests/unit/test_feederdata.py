@@ -75,9 +75,10 @@ def test_secrets_are_refused_each_by_its_name_and_not_repeated(text: str, places
     assert "canary" not in str(caught.value).lower()
 
 
-def test_a_pipeline_with_credentials_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("uri", ["ftp://me:canary-7f3a91@host/", "s3://AKIACANARY:wJal/canary-7f3a91+K@bucket/key"])
+def test_a_pipeline_with_credentials_is_refused(tmp_path: Path, uri: str) -> None:
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "p.yaml").write_text("kind: pipeline\nname: p\nstages: [{upload: {to: 'ftp://me:canary-7f3a91@host/'}}]\n")
+    (tmp_path / "own" / "p.yaml").write_text(f"kind: pipeline\nname: p\nstages: [{{upload: {{to: '{uri}'}}}}]\n")
     with pytest.raises(ConfigError) as caught:
         told(tmp_path, "paths: {pipelines: [own]}\n")
     assert caught.value.place == "/etc/nommerd/pipelines/p.yaml"
