@@ -35,15 +35,17 @@ _START = f"""\
 set -eu
 GIVE_UP
 python={HOME}/bin/python
-get() {{ DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 "$@" >/dev/null; }}
+supervisor=/etc/supervisor/supervisord.conf
+export DEBIAN_FRONTEND=noninteractive
+get() {{ apt-get -qq -o DPkg::Lock::Timeout=120 -o DPkg::Options::=--force-confold "$@" </dev/null >/dev/null; }}
 prepare() {{
-    [ -x "$python" ] && command -v supervisord >/dev/null && return
-    get update
-    get install --no-install-recommends python3-venv supervisor bubblewrap
+    if [ ! -x "$python" ] || [ ! -e "$supervisor" ]; then
+        get update && get install --no-install-recommends python3-venv supervisor bubblewrap || return 1
+    fi
     [ -x "$python" ] || python3 -m venv {HOME}
 }}
 is_right() {{
-    command -v supervisord >/dev/null &&
+    [ -e "$supervisor" ] &&
         "$python" -I -c 'import sys, nommerd; sys.exit(nommerd.__version__ != sys.argv[1])' VERSION 2>/dev/null
 }}
 tries=0
@@ -51,7 +53,9 @@ until is_right; do
     tries=$((tries + 1))
     [ "$tries" -le 5 ] || {{ echo 'nommerd VERSION cannot be installed: the reasons are above' >&2; exit 1; }}
     [ "$tries" -eq 1 ] || sleep 10
-    prepare && "$python" -m pip install --quiet --disable-pip-version-check 'nommerd[ffmpeg]==VERSION' || :
+    if prepare; then
+        "$python" -m pip install --quiet --disable-pip-version-check 'nommerd[ffmpeg]==VERSION' || :
+    fi
 done
 install -d -o {USER} -g {USER} -m 0700 {DATA_DIR} DATA
 install -d -o root -g {USER} -m 0750 /var/log/nommerd

@@ -24,7 +24,7 @@ from nommerd.fleet.userdata import render
 from tests.cloud import Cloud
 from tests.deploy.conftest import PROVISION
 from tests.deploy.machine import Machine
-from tests.deploy.root import CHECKOUT, Root, ports
+from tests.deploy.root import Root, ports
 from tests.ec2_proxy import Ec2Proxy
 from tests.emulator import ACCESS_KEY, REGION, SECRET_KEY
 from tests.imds import Imds
@@ -86,6 +86,15 @@ def test_cloud_init_finds_nothing_wrong_with_user_data(role: str, texts: dict[st
     assert not unknown, "the schema lets unknown keys pass, and cloud-init ignores them"
 
 
+@pytest.mark.parametrize("role", ["node", "feeder"])
+def test_shellcheck_finds_nothing_in_the_script_that_user_data_brings(role: str, texts: dict[str, str], tmp_path: Path) -> None:
+    assert shutil.which("shellcheck"), "install shellcheck"
+    files = {file["path"]: file["content"] for file in yaml.safe_load(texts[role])["write_files"]}
+    (tmp_path / "start").write_text(files["/etc/nommerd/start"])
+    done = subprocess.run(["shellcheck", str(tmp_path / "start")], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout
+
+
 def known_keys() -> set[str]:
     """The keys that may stand at the top of a cloud-config, by the installed cloud-init's own schema."""
     (path,) = Path("/usr/lib/python3/dist-packages/cloudinit/config/schemas").glob("schema-cloud-config-v1.json")
@@ -110,6 +119,7 @@ def start(root: Root, instance: str, user_data: str, imds: Imds) -> Machine:
     (seed / "meta-data").write_text(f"instance-id: {instance}\nlocal-hostname: {instance}\n")
     (seed / "user-data").write_text(user_data)
     (root.path / "etc/cloud/cloud.cfg.d/99-test.cfg").write_text(OTHERWISE)
+    (root.path / "etc/ssh").mkdir(exist_ok=True)
     (root.path / "etc/ssh/ssh_host_ed25519_key").touch()
     (root.path / "etc/default/supervisor").write_text("".join(f"export {name}={value}\n" for name, value in imds.env.items()))
     if (root.path / "etc/init.d/supervisor").exists():  # it boots by itself, and earlier than the last stage
@@ -240,9 +250,12 @@ def test_a_plain_debian_that_knows_nothing_of_nommerd_becomes_a_feeder_too(base:
         install_cloud_init(root)
         root.shell("apt-get -qq install -y --no-install-recommends sudo", env={"DEBIAN_FRONTEND": "noninteractive"})
         # in place of the package index, which has no version that is not published yet
-        argv = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", str(root.path / "srv"), str(CHECKOUT)]
-        subprocess.run(argv, check=True, timeout=120, stdin=subprocess.DEVNULL)
-        (root.path / "etc/pip.conf").write_text("[global]\nfind-links = /srv\n")
+        root.checkout()
+        shutil.copytree(root.path / "root/nommerd", tmp_path / "tree")
+        argv = [sys.executable, "-m", "pip", "wheel", "--no-deps", "-w", str(tmp_path / "wheels"), str(tmp_path / "tree")]
+        subprocess.run(argv, check=True, timeout=120, stdin=subprocess.DEVNULL, capture_output=True)
+        shutil.copytree(tmp_path / "wheels", root.path / "srv/wheels")
+        (root.path / "etc/pip.conf").write_text("[global]\nfind-links = /srv/wheels\n")
         feeder = start(root, imds.instance_id, render_feeder(write_config(tmp_path / "config")), imds)
         feeder.wait_running("nommerd-feeder", "nommerd-feeder-health")
         assert feeder.call("GET", "/v1/pipelines/mine")["name"] == "mine"

@@ -83,13 +83,16 @@ def node(tmp_path: Path) -> Path:
     programs = {"opt/bin/python": 'case "$*" in *pip*) [ -e "$here/no-pip" ] || touch "$here/installed";; '
                                   '*) [ -e "$here/installed" ];; esac',
                 "supervisorctl": '[ -e "$here/asked" ] || { touch "$here/asked"; exit 4; }'}
-    programs |= dict.fromkeys(("supervisord", "service", "apt-get", "shutdown", "install", "chown"), ":")
+    programs["apt-get"] = 'case "$*" in *install*) [ ! -e "$here/no-apt" ] && touch "$here/supervisord.conf";; esac'
+    programs |= dict.fromkeys(("service", "shutdown", "install", "chown"), ":")
+    (tmp_path / "supervisord.conf").touch()
     for name, body in programs.items():
         program = tmp_path / name
         program.write_text(f'#!/bin/sh\nhere={tmp_path}\necho "{program.name} $*" >> $here/calls\n{body}\n')
         program.chmod(0o700)
     script = written(document(version="7.8.9"))["/etc/nommerd/start"]["content"]
     script = script.replace("/opt/nommerd", str(home)).replace("/usr/sbin/shutdown", str(tmp_path / "shutdown"))
+    script = script.replace("/etc/supervisor/supervisord.conf", str(tmp_path / "supervisord.conf"))
     (tmp_path / "start").write_text(script.replace("sleep 10", "sleep 0").replace("sleep 1", "sleep 0"))
     return tmp_path
 
@@ -121,6 +124,24 @@ def test_another_image_gets_exactly_the_feeders_version_once(node: Path) -> None
         "python -m pip install --quiet --disable-pip-version-check nommerd[ffmpeg]==7.8.9"]
     assert calls[-1] == "supervisorctl update"
     assert not any("shutdown" in call for call in calls)
+
+
+def test_an_image_without_supervisor_gets_it_from_the_distribution(node: Path) -> None:
+    (node / "installed").touch()
+    (node / "supervisord.conf").unlink()
+    calls = started(node)
+    assert "supervisor" in next(call for call in calls if " install " in call).split()
+    assert calls[-1] == "supervisorctl update"
+
+
+def test_a_node_whose_supervisor_was_not_installed_to_the_end_is_no_node(node: Path) -> None:
+    (node / "installed").touch()
+    (node / "supervisord.conf").unlink()
+    (node / "no-apt").touch()
+    (node / "supervisord").touch(0o700)  # unpacked, but not configured
+    calls = started(node)
+    assert calls[-1] == "shutdown -h +1"
+    assert not any(call.startswith("supervisorctl") for call in calls)
 
 
 def test_a_node_that_cannot_get_it_shuts_itself_down_and_starts_nothing(node: Path) -> None:
