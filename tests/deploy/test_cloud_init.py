@@ -87,7 +87,7 @@ def test_cloud_init_finds_nothing_wrong_with_user_data(role: str, texts: dict[st
 
 
 @pytest.mark.parametrize("role", ["node", "feeder"])
-def test_shellcheck_finds_nothing_in_the_script_that_user_data_brings(role: str, texts: dict[str, str], tmp_path: Path) -> None:
+def test_shellcheck_finds_nothing_in_the_script_of_user_data(role: str, texts: dict[str, str], tmp_path: Path) -> None:
     assert shutil.which("shellcheck"), "install shellcheck"
     files = {file["path"]: file["content"] for file in yaml.safe_load(texts[role])["write_files"]}
     (tmp_path / "start").write_text(files["/etc/nommerd/start"])
