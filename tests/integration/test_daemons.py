@@ -117,6 +117,7 @@ def test_a_daemon_whose_store_or_bus_does_not_answer_ends_in_time(rig: Rig, sile
         assert time.monotonic() - since < 20
 
 
+@pytest.mark.slow  # on a busy machine the end of the terminal is at times not seen within its 30 seconds
 def test_up_passes_sighup_on_and_ends_with_its_terminal(rig: Rig) -> None:
     log = rig.logs / "up.log"
     with log.open("wb") as out:
