@@ -38,7 +38,7 @@ def token(api: Api, project: str, *scopes: Scope) -> str:
 
 
 def test_a_worker_is_shown_as_its_heartbeat_says(api: Api) -> None:
-    api.store.put_worker(WORKER)
+    api.store.put_worker(replace(WORKER, reported=utcnow()))
     (worker,) = api.call("GET", "/v1/workers").json["workers"]
     assert worker["started"].endswith("Z") and worker["reported"].endswith("Z")
     assert {key: worker[key] for key in worker.keys() - {"started", "reported"}} == {
@@ -57,7 +57,7 @@ def test_one_that_misses_three_heartbeats_is_silent_and_one_that_ended_long_ago_
 
 def test_an_unknown_worker_and_one_that_ended_cannot_be_drained(api: Api) -> None:
     api.store.put_worker(replace(WORKER, name="ended", state="TERMINATED"))
-    api.store.put_worker(replace(WORKER, name="old", started=None))
+    api.store.put_worker(replace(WORKER, name="old", started=None, reported=utcnow()))
     for name, status, code in (("nobody", 404, "request.unknown_worker"), ("ended", 409, "request.wrong_state"),
                                ("old", 409, "request.wrong_state")):
         answer = api.call("POST", f"/v1/workers/{name}/drain")
