@@ -110,19 +110,41 @@ def installation(settings: Settings) -> dict[str, Path]:
 def make(settings: Settings, file: Path, *, force: bool) -> Manifest:
     """Write a backup to `file`, which must not be there unless `force`. Raises ConfigError, and OSError of a full disk."""
     parts = installation(settings)
-    if not parts[DATABASE].exists():
+    if not settings.data_dir.is_dir() or not parts[DATABASE].exists():
         raise ConfigError("config.no_data", f"There is no database {parts[DATABASE]}.",
                           "Is this the configuration of the feeder?", place="store")
     _check_target(file, parts, force)
     with beside(file) as copy, beside(file) as archive:
-        schema_version, jobs = _snapshot(parts[DATABASE], copy)
-        sources = {DATABASE: copy, **{name: path for name, path in parts.items() if name != DATABASE and path.is_file()}}
+        schema_version, jobs = _snapshot(parts[DATABASE], copy, settings.data_dir)
+        with as_owner(settings.data_dir):
+            small = {name: _content(path) for name, path in parts.items() if name != DATABASE and path.is_file()}
         manifest = Manifest(nommerd=__version__, schema_version=schema_version, cluster=settings.cluster, jobs=jobs,
                             made=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-                            files={name: _entry(path) for name, path in sources.items()})
-        _pack(archive, manifest, sources)
+                            files={DATABASE: _entry(copy), **{name: Entry(len(text), sha256(text).hexdigest())
+                                                              for name, text in small.items()}})
+        _pack(archive, manifest, copy, small)
         _publish(archive, file, force)
     return manifest
+
+
+@contextmanager
+def as_owner(folder: Path) -> Iterator[None]:
+    """Root works in this folder with its owner's rights: that one may have put links there which lead anywhere. For a process
+    of one thread that does nothing else meanwhile."""
+    owner = folder.stat()
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        yield
+        return
+    group, groups = os.getegid(), os.getgroups()
+    os.setgroups([owner.st_gid])
+    os.setegid(owner.st_gid)
+    os.seteuid(owner.st_uid)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(group)
+        os.setgroups(groups)
 
 
 def _check_target(file: Path, parts: dict[str, Path], force: bool) -> None:
@@ -188,10 +210,10 @@ def unwritable(file: Path, error: OSError) -> Exception:
                        "Name a file in a folder that is there and can be written.")
 
 
-def _snapshot(database: Path, copy: Path) -> tuple[int, int]:
+def _snapshot(database: Path, copy: Path, data: Path) -> tuple[int, int]:
     """Copy the database in one read transaction, which holds up nobody; its schema version and number of jobs."""
     try:
-        with closing(_opened(database, "mode=rw")) as source, closing(sqlite3.connect(copy)) as target:
+        with _reading(database, data) as source, closing(sqlite3.connect(copy)) as target:
             source.backup(target)
             target.execute("PRAGMA journal_mode = DELETE")  # one file, without a log beside it
         return checked(copy, str(database))
@@ -201,6 +223,21 @@ def _snapshot(database: Path, copy: Path) -> tuple[int, int]:
         raise damaged(str(database), str(error)) from None
     except sqlite3.Error as error:
         raise damaged(str(database), str(error)) from None
+
+
+@contextmanager
+def _reading(database: Path, data: Path) -> Iterator[sqlite3.Connection]:
+    """The database in a read transaction: all files that belong to it are open, and closed, as its owner."""
+    with as_owner(data):
+        source = _opened(database, "mode=rw")
+    try:
+        with as_owner(data):
+            source.execute("BEGIN")
+            source.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        yield source
+    finally:
+        with as_owner(data):
+            source.close()
 
 
 def checked(database: Path, name: str) -> tuple[int, int]:
@@ -236,15 +273,24 @@ def _entry(path: Path) -> Entry:
     return Entry(path.stat().st_size, digest.hexdigest())
 
 
-def _pack(archive: Path, manifest: Manifest, sources: dict[str, Path]) -> None:
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ConfigError("config.unreadable", f"{path} cannot be read: {error.strerror}.",
+                          "The data directory's owner must be able to.") from None
+
+
+def _pack(archive: Path, manifest: Manifest, database: Path, small: dict[str, bytes]) -> None:
     """The manifest first, so that a reader knows what must come."""
     with archive.open("wb") as raw:
         with tarfile.open(fileobj=raw, mode="w:gz", format=tarfile.GNU_FORMAT, compresslevel=6) as tar:
             text = manifest.encode()
             _add(tar, MANIFEST, len(text), io.BytesIO(text), manifest)
-            for name, path in sources.items():
-                with path.open("rb") as file:
-                    _add(tar, name, manifest.files[name].bytes, file, manifest)
+            with database.open("rb") as file:
+                _add(tar, DATABASE, manifest.files[DATABASE].bytes, file, manifest)
+            for name, content in small.items():
+                _add(tar, name, len(content), io.BytesIO(content), manifest)
         raw.flush()
         os.fsync(raw.fileno())
 

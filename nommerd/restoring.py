@@ -12,11 +12,11 @@ import os
 import sqlite3
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, BinaryIO
 
 from nommerd.backups import (
     CHUNK_BYTES,
@@ -26,6 +26,7 @@ from nommerd.backups import (
     SMALL_BYTES_MAX,
     Entry,
     Manifest,
+    as_owner,
     beside,
     checked,
     installation,
@@ -36,29 +37,40 @@ from nommerd.sqlite_schema import MIGRATIONS
 
 if TYPE_CHECKING:
     from nommerd.config import Settings
+    from nommerd.sqlite import FileLock
 
 _SHARED_FIRST, _SHARED_BYTES = 0x40000002, 510  # of SQLite's locks: held shared by whoever has the file open in WAL mode
 
 
 def restore(settings: Settings, file: Path, *, force: bool) -> Manifest:
     """Put the backup's database and secrets where the settings have them. Without `force`, only where nothing is there that
-    would be lost. Raises ConfigError, and OSError of a full disk."""
+    would be lost. Root does it as the data directory's owner, who then can open what was put there. Raises ConfigError, and
+    OSError of a full disk."""
+    from nommerd import sqlite  # brings gevent; before root has become somebody who may not be able to read it
+
     parts = installation(settings)
     settings.make_data_dir()
-    with _nobody_else(parts[DATABASE], settings.data_dir) as hold, ExitStack() as stack:
+    with (_readable(file) as raw, as_owner(settings.data_dir), _nobody_else(parts[DATABASE], sqlite.exclusive) as hold,
+          ExitStack() as stack):
         if parts[DATABASE].exists() and not force:
             raise _in_the_way([parts[DATABASE]])
         staged = {name: stack.enter_context(_staged(path)) for name, path in parts.items()}
-        manifest = _unpack(file, staged)
+        manifest = _unpack(file, raw, staged)
         _check_database(file, manifest, staged[DATABASE])
         if not force and (taken := [parts[name] for name, wanted in manifest.files.items() if _differs(parts[name], wanted)]):
             raise _in_the_way(taken)
         hold()
-        _give(settings.data_dir, [staged[name] for name in manifest.files])
         for name in sorted(manifest.files, key=lambda name: name == DATABASE):
             staged[name].replace(parts[name])
             sync_folder(parts[name].parent)
     return manifest
+
+
+def _readable(file: Path) -> BinaryIO:
+    try:
+        return file.open("rb")
+    except OSError as error:
+        raise _bad(file, f"it cannot be read ({error.strerror})") from None
 
 
 @contextmanager
@@ -66,19 +78,6 @@ def _staged(path: Path) -> Iterator[Path]:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with beside(path) as made:
         yield made
-
-
-def _give(data: Path, paths: list[Path]) -> None:
-    """What root puts back is the data directory's owner's: the daemons run as that one, and could not open it."""
-    if os.geteuid() != 0:
-        return
-    owner = data.stat()
-    for path in paths:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)  # that one may have put a link there
-        try:
-            os.fchown(descriptor, owner.st_uid, owner.st_gid)
-        finally:
-            os.close(descriptor)
 
 
 def _in_the_way(paths: list[Path]) -> ConfigError:
@@ -94,13 +93,15 @@ def _differs(path: Path, wanted: Entry) -> bool:
 
 
 @contextmanager
-def _nobody_else(database: Path, data: Path) -> Iterator[Hold]:
+def _nobody_else(database: Path, exclusive: Callable[[Path], FileLock]) -> Iterator[Hold]:
     """Neither feeder nor worker has the database open, nor can open it meanwhile. The hold makes what is there ready to be
     replaced. Raises ConfigError."""
-    from nommerd import sqlite
-
-    lock = sqlite.exclusive(database)
-    descriptor = os.open(f"{database}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    lock = exclusive(database)
+    try:
+        descriptor = os.open(f"{database}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        lock.close()
+        raise ConfigError("config.database", f"Cannot open {database}.lock: {error.strerror}.") from None
     hold = Hold(database)
     try:
         try:
@@ -108,7 +109,6 @@ def _nobody_else(database: Path, data: Path) -> Iterator[Hold]:
         except BlockingIOError:
             raise _in_use(database) from None
         hold.take()
-        _give(data, [Path(f"{database}.lock"), lock.path])
         yield hold
     finally:
         hold.close()
@@ -159,10 +159,10 @@ class Hold:
 # --- what is in it ---------------------------------------------------------------------------------------------------
 
 
-def _unpack(file: Path, staged: dict[str, Path]) -> Manifest:
+def _unpack(file: Path, raw: BinaryIO, staged: dict[str, Path]) -> Manifest:
     """Write each member to its staged file, its size and checksum as the manifest has them; nothing else may be in it."""
     try:
-        with file.open("rb") as raw, tarfile.open(fileobj=raw, mode="r|gz", tarinfo=_Header) as tar:
+        with tarfile.open(fileobj=raw, mode="r|gz", tarinfo=_Header) as tar:
             members = _members(file, tar)
             first, content = next(members, (None, None))
             if first is None or content is None or first.name != MANIFEST or first.size > SMALL_BYTES_MAX:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gzip
 import io
@@ -188,16 +189,52 @@ class TestBackup:
         assert key not in done.output + back.output
 
 
+@pytest.fixture
+def theirs(settings: Settings, good: Path) -> Settings:
+    """An installation whose data directory is another user's, who can get there."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    for folder in (settings.data_dir.parent, *settings.data_dir.parent.parents):
+        if folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    for path in (settings.data_dir, *settings.data_dir.iterdir()):
+        os.chown(path, 54321, 54322)
+    return settings
+
+
+def test_a_link_in_somebodys_data_directory_does_not_get_roots_file_into_a_backup(theirs: Settings, tmp_path: Path) -> None:
+    (tmp_path / "roots").write_text("root's own")
+    (tmp_path / "roots").chmod(0o600)
+    theirs.token_file.unlink()
+    theirs.token_file.symlink_to(tmp_path / "roots")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        backups.make(theirs, tmp_path / "b.tar.gz", force=False)
+    assert not (tmp_path / "b.tar.gz").exists()
+
+
 class TestRestore:
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+    @pytest.mark.parametrize("name", [TOKEN, f"{DATABASE}.lock", f"{DATABASE}.feeder.lock"])
+    def test_links_in_somebodys_data_directory_lead_root_nowhere(self, theirs: Settings, good: Path, name: str) -> None:
+        """Their owner would like to have root's files written."""
+        roots = good.with_name("root")
+        roots.mkdir()
+        (roots / "there").write_text("root's own")
+        for target in ("there", "new"):
+            (theirs.data_dir / name).unlink(missing_ok=True)
+            (theirs.data_dir / name).symlink_to(roots / target)
+            with contextlib.suppress(ConfigError):
+                restoring.restore(theirs, good, force=True)
+        assert {path.name: path.read_text() for path in roots.iterdir()} == {"there": "root's own"}
+        assert os.geteuid() == 0
+
     @pytest.mark.parametrize("empty", [True, False])
-    def test_what_root_puts_back_is_the_data_directorys_owners(self, settings: Settings, good: Path, empty: bool) -> None:
+    def test_what_root_puts_back_is_the_data_directorys_owners(self, theirs: Settings, good: Path, empty: bool) -> None:
         """The operator is root, the daemons are not."""
+        settings = theirs
         if empty:
             shutil.rmtree(settings.data_dir)
             settings.data_dir.mkdir()
-        for path in (settings.data_dir, *settings.data_dir.iterdir()):
-            os.chown(path, 54321, 54322)
+            os.chown(settings.data_dir, 54321, 54322)
         restoring.restore(settings, good, force=True)
         found = {path.name: (path.stat().st_uid, path.stat().st_gid) for path in settings.data_dir.iterdir()}
         assert found.keys() >= {DATABASE, TOKEN, KEYS, WEBHOOK_SECRET, f"{DATABASE}.lock", f"{DATABASE}.feeder.lock"}
