@@ -15,13 +15,14 @@ from nommerd.errors import ConfigError, ManyErrors, NommerdError
 from nommerd.fleet.cloudconfig import DATA_DIR, FOLDER, USER, File, cloud_config
 from nommerd.fleet.userdata import check_endpoint
 from nommerd.pipeline.loader import load_yaml
+from nommerd.secrets import has_secret, split_uri
 
 CONFIG_FILE = f"{FOLDER}/nommerd.yaml"
 _SECRET = {("aws", "access_key_id"): "The feeder's role gives it its rights: `nommerd aws setup` makes it.",
            ("aws", "secret_access_key"): "The feeder's role gives it its rights: `nommerd aws setup` makes it.",
            ("webhooks", "secret"): "The feeder makes one on its machine.",
            ("secrets", "keys"): "The feeder makes one on its machine."}
-_CREDENTIALS = re.compile(r"""://[^/\s:@'"]*:[^/\s@'"]+@|s3://[^/\s:@'"]+:[^\s@'"]+@""")  # in a URI; S3's secrets have slashes
+_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://\S+")
 
 
 def render_feeder(config: Path, version: str = __version__) -> str:
@@ -51,11 +52,26 @@ def render_feeder(config: Path, version: str = __version__) -> str:
     text = "# The configuration that this feeder was started with.\n" + yaml.safe_dump(document, sort_keys=False, width=120)
     files = [File(CONFIG_FILE, "0640", text), *files]
     for file in files:
-        if _CREDENTIALS.search(file.content):
-            raise ConfigError("config.bad_value", f"What becomes {file.path} has a URI with credentials, which would be told "
-                              "in the clear to whoever may look at the instance.", "Leave them out of it.", place=file.path)
+        if _has_secret(file):
+            raise ConfigError("config.bad_value", f"What becomes {file.path} has a URI with credentials or a query, which "
+                              "would be told in the clear to whoever may look at the instance.", "Leave them out of it.",
+                              place=file.path)
     return cloud_config(files, program="nommerd-feeder", conf="feeder", version=version, owners=f"root:{USER} {FOLDER}",
                         data=str(paths["data"]))
+
+
+def _has_secret(file: File) -> bool:
+    """Whether it has a URI with user information anywhere, in a comment as well, or a value that is one with a query.
+
+    Values are looked at as they are read, not as they are written: YAML knows many spellings of a text.
+    """
+    try:
+        values = [event.value for event in yaml.parse(file.content, Loader=yaml.SafeLoader)
+                  if isinstance(event, yaml.ScalarEvent)]
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
+        raise ConfigError("config.bad_yaml", f"What becomes {file.path} is no YAML.", place=file.path) from error
+    return (any(map(has_secret, values))
+            or any(split_uri(uri)[1] for text in (file.content, *values) for uri in _URI.findall(text)))
 
 
 def _documents(where: str, folders: Sequence[Path]) -> list[File]:

@@ -6,7 +6,6 @@ The node's role gives it its rights; the pin says which configuration it may bel
 from __future__ import annotations
 
 import json
-from urllib.parse import urlsplit
 
 from nommerd import __version__
 from nommerd.aws.clients import Clients
@@ -14,7 +13,7 @@ from nommerd.config import Settings
 from nommerd.errors import ConfigError
 from nommerd.fleet.cloudconfig import DATA_DIR, FOLDER, SHUTDOWN, USER, File, check_safe, cloud_config
 from nommerd.fleet.distribution import Pin, publish
-from nommerd.secrets import Keyring
+from nommerd.secrets import Keyring, has_secret
 
 BOOT_FILE = f"{FOLDER}/boot.yaml"
 
@@ -37,7 +36,7 @@ def render(pin: Pin, *, region: str, cluster: str, version: str, endpoint_url: s
 
 def check_endpoint(url: str | None) -> None:
     """No credentials in it. Raises ConfigError."""
-    if url is not None and (urlsplit(url).username is not None or urlsplit(url).query):
+    if url is not None and has_secret(url):
         raise ConfigError("config.bad_value", "aws.endpoint_url holds credentials: nodes would be told them in the clear.",
                           "Leave them out of it.", place="aws.endpoint_url")
 

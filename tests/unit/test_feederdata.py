@@ -75,6 +75,25 @@ def test_secrets_are_refused_each_by_its_name_and_not_repeated(text: str, places
     assert "canary" not in str(caught.value).lower()
 
 
+@pytest.mark.parametrize("written", [
+    r'"https:\/\/u:canary-7f3a91@h/"', r'"s3://AK\x3acanary-7f3a91@b/k"', '"https://u:\\\n    canary-7f3a91@h/"',
+    '"https://u:it\'s-canary-7f3a91@h/"', "https://canary-7f3a91@h/", "https://u:a/canary-7f3a91@h/x",
+    "https://h/x?X-Amz-Signature=canary-7f3a91", '"-i https://u:canary-7f3a91@h/"', "ok # https://u:canary-7f3a91@h"])
+def test_credentials_are_found_however_they_are_written(tmp_path: Path, written: str) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "p.yaml").write_text(f"kind: pipeline\nname: p\nto: {written}\n")
+    with pytest.raises(ConfigError) as caught:
+        told(tmp_path, "paths: {pipelines: [own]}\n")
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("harmless", ["see https://example.com/?page=2", "s3://bucket/a:b@c", "{source}", "me@example.com"])
+def test_what_holds_no_credentials_is_taken(tmp_path: Path, harmless: str) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "p.yaml").write_text(f"kind: preset\nname: p\ntext: '{harmless}'\n")
+    assert harmless in told(tmp_path, "paths: {presets: [own]}\n")[1]["/etc/nommerd/presets/p.yaml"]
+
+
 @pytest.mark.parametrize("uri", ["ftp://me:canary-7f3a91@host/", "s3://AKIACANARY:wJal/canary-7f3a91+K@bucket/key"])
 def test_a_pipeline_with_credentials_is_refused(tmp_path: Path, uri: str) -> None:
     (tmp_path / "own").mkdir()
