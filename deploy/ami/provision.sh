@@ -76,6 +76,8 @@ flock -n 9 || fail "another provision.sh is at work"
 say() { printf '%-10s %s\n' "$1" "$2"; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
+# in a session of its own: what shares root's terminal can type there
+as_user() { setsid --wait timeout 300 runuser -u nommerd -- "$@"; }
 did() { changed=$((changed + 1)); say changed "$1"; }
 folder() { # PATH OWNER MODE
     if [[ $(stat -c '%U:%G %a' "$1" 2>/dev/null || :) != "$2 $3" ]]; then
@@ -157,8 +159,8 @@ digest=$(printf '%s' "$digest $ffmpeg $(python3 --version) $(sha256sum <"$here/c
 release=/opt/nommerd-$digest
 if [[ ! -e $release/.complete ]]; then
     rm -rf "$release"
-    python3 -m venv "$release"
-    pip=("$release/bin/python" -m pip --disable-pip-version-check install --quiet --constraint "$here/constraints.txt")
+    python3 -I -m venv "$release" # -I: not what lies in the folder one happens to be in
+    pip=("$release/bin/python" -I -m pip --disable-pip-version-check install --quiet --constraint "$here/constraints.txt")
     extra=""
     [[ $ffmpeg == distribution ]] || extra="[ffmpeg]"
     if [[ -n $version ]]; then
@@ -178,7 +180,7 @@ fi
 
 install -d -o nommerd -g nommerd -m 700 "$scratch/test"
 chmod 711 "$scratch"
-(cd "$scratch/test" && timeout 300 runuser -u nommerd -- env -i HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin \
+(cd "$scratch/test" && as_user env -i HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin \
     LANG=C.UTF-8 "$release/bin/nommerd" demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1) ||
     { tail -n 40 "$scratch/told" >&2; fail "the self-test failed (above): a clip could not be encoded and verified"; }
 say ok "self-test: a clip was encoded and verified by the user nommerd"
@@ -195,7 +197,7 @@ if ! $image; then
         chmod 640 "$config"
         did "who may read $config"
     fi
-    runuser -u nommerd -- "$release/bin/nommerd" config check -c "$config" >"$scratch/config" 2>&1 ||
+    as_user "$release/bin/nommerd" config check -c "$config" >"$scratch/config" 2>&1 ||
         { cat "$scratch/config" >&2; fail "$config does not hold (above)"; }
 fi
 # it works, and takes this configuration: from here on this version is the machine's
@@ -233,12 +235,12 @@ if [[ $ID == ubuntu && -d /etc/apparmor.d && ! -e /etc/apparmor.d/bwrap-userns-r
     fi
 fi
 if $image; then
-    file /etc/ssh/sshd_config.d/nommerd.conf 644 root "$here/files/sshd.conf"
+    file /etc/ssh/sshd_config.d/00-nommerd.conf 644 root "$here/files/sshd.conf"
     file /etc/apt/apt.conf.d/52nommerd 644 root "$here/files/apt.conf"
     file /etc/systemd/journald.conf.d/nommerd.conf 644 root "$here/files/journald.conf"
 fi
 
-if ! (cd / && runuser -u nommerd -- bwrap --ro-bind / / --unshare-user /bin/true) >/dev/null 2>&1; then
+if ! (cd / && as_user bwrap --ro-bind / / --unshare-user /bin/true) >/dev/null 2>&1; then
     say note "bubblewrap can confine nothing here: this kernel, or what this machine runs in, lets users make no namespaces"
 fi
 has=() # what an earlier run made of this machine, it still is
