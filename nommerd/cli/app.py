@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import signal
 import sys
 from importlib import import_module
@@ -131,8 +130,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _drop_output() -> None:
-    """Else the flush at exit fails again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    from nommerd.cli.output import drop_output
+
+    drop_output()
 
 
 def _all_config(error: NommerdError) -> bool:

@@ -18,13 +18,18 @@ import click
 from nommerd.cli.options import printable
 from nommerd.cli.progress import ProgressLine, duration, is_live
 
-__all__ = ["ProgressLine", "age", "duration", "is_live", "moment", "print_each", "print_json", "problem_lines", "size",
-           "source_name", "styled", "table"]
+__all__ = ["ProgressLine", "age", "drop_output", "duration", "is_live", "moment", "print_each", "print_json",
+           "problem_lines", "size", "source_name", "styled", "table"]
 
 STATE_STYLES: dict[str, dict[str, Any]] = {"FINISHED": {"fg": "green"}, "ERROR": {"fg": "red"}, "ABANDONED": {"fg": "red"},
                                            "CANCELLED": {"fg": "yellow"}, "PENDING": {"dim": True}}
 GAP = "  "  # between a table's columns
 COLUMN_MIN = 8  # what is left of a column that had to make room
+
+
+def drop_output() -> None:
+    """Nobody reads stdout any longer: what is said from now on goes nowhere, else the flush at exit fails again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_json(value: Any) -> None:

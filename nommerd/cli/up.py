@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -11,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nommerd.cli.options import Command, config_option, examples
+from nommerd.cli.output import drop_output
 from nommerd.cli.supervisor import Child, Supervisor
 from nommerd.errors import ConfigError, NommerdError
 from nommerd.places import DEFAULT_URL, TOKEN_NAME, default_data_dir
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 LOCK_NAME = "up.lock"
 READY_SECONDS = 60.0
+NOBODY_READS = frozenset({errno.EPIPE, errno.EIO})  # the pipe or the terminal is gone
 PREFIX_COLOURS = ("cyan", "green", "magenta", "yellow", "blue")
 
 
@@ -233,8 +236,12 @@ class Console:
         self._print(text)
 
     def _print(self, text: str) -> None:
-        with self._lock, suppress(OSError, ValueError):  # nobody reads any longer (pipe or terminal): the work goes on
-            print(text, flush=True)
+        with self._lock:
+            try:
+                print(text, flush=True)
+            except (OSError, ValueError) as error:  # the work goes on
+                if getattr(error, "errno", None) in NOBODY_READS:
+                    drop_output()
 
 
 def _with_process(name: str, text: str) -> str:

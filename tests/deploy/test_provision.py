@@ -66,13 +66,15 @@ def test_a_version_that_cannot_encode_does_not_become_the_machines(ready: Root) 
     init.write_text(init.read_text().replace('__version__ = "', '__version__ = "9.'))
     now = ready.run("readlink", "/opt/nommerd").stdout
     broken = ready.path / "usr/bin/ffmpeg"
-    broken.unlink()
-    broken.write_text("#!/bin/sh\nexit 3\n")
+    broken.rename(broken.with_name("whole-ffmpeg"))
+    # it answers, so that only an encode shows what is wrong with it
+    asked = "|".join(f"*-{name}*" for name in ("version", "encoders", "formats", "filters", "protocols"))
+    broken.write_text(f'#!/bin/sh\ncase "$*" in {asked}) exec /usr/bin/whole-ffmpeg "$@";; esac\nexit 3\n')
     broken.chmod(0o755)
     before = sorted((ready.path / "tmp").iterdir())
     done = ready.run(*PROVISION, "--role", "worker", check=False)
     assert done.returncode != 0
-    assert done.stderr.rstrip().splitlines()[-1].startswith("provision.sh: ")
+    assert done.stderr.rstrip().splitlines()[-1].startswith("provision.sh: the self-test failed")
     assert "Traceback" not in done.stderr
     assert sorted((ready.path / "tmp").iterdir()) == before, "nothing is left behind"
     assert ready.run("readlink", "/opt/nommerd").stdout == now

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -25,3 +28,12 @@ def test_the_greeting_tells_clients_where_a_feeder_is_that_they_would_not_find(e
     there = _greeting(load(None, env | {"NOMMERD_PATHS__DATA": "/srv/no mmerd"}), "http://127.0.0.1:8010", 1, env)
     assert ("\n  or: NOMMERD_URL=http://127.0.0.1:8010 NOMMERD_TOKEN=\"$(cat '/srv/no mmerd/token')\" nommerd submit in.mov"
             in there)
+
+
+def test_a_console_that_nobody_reads_any_longer_costs_nothing() -> None:
+    """Else what is left of its last line makes the exit code 120."""
+    code = ("import os; ours, theirs = os.pipe(); os.dup2(theirs, 1); os.close(theirs); os.close(ours); "
+            "from nommerd.cli.up import Console; console = Console(); console.event('one'); console.event('two')")
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    done = subprocess.run([sys.executable, "-c", code], env=buffered, stderr=subprocess.PIPE, text=True, timeout=30)
+    assert (done.returncode, done.stderr) == (0, "")
