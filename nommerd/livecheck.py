@@ -12,7 +12,6 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
-from http.client import HTTPConnection, HTTPException
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -54,16 +53,14 @@ def _address(text: str) -> Address:
 
 
 def answers(address: Address, seconds: float = ANSWER_SECONDS) -> bool:
-    """Whether there is an answer to /healthz, of any kind."""
-    connection = HTTPConnection(*address, timeout=seconds)
+    """Whether a first byte of an answer comes, of any kind: what follows could be kept waiting for."""
+    request = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nUser-Agent: nommerd-livecheck\r\nConnection: close\r\n\r\n"
     try:
-        connection.request("GET", "/healthz", headers={"User-Agent": "nommerd-livecheck"})
-        connection.getresponse()  # its body is of no interest, and may have no end
-    except (OSError, HTTPException):
+        with socket.create_connection(address, seconds) as connection:
+            connection.sendall(request.encode("ascii"))
+            return connection.recv(65536) != b""
+    except OSError:
         return False
-    finally:
-        connection.close()
-    return True
 
 
 class LiveCheck:

@@ -76,8 +76,11 @@ flock -n 9 || fail "another provision.sh is at work"
 say() { printf '%-10s %s\n' "$1" "$2"; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-# in a session of its own: what shares root's terminal can type there
-as_user() { setsid --wait timeout 300 runuser -u nommerd -- "$@"; }
+# in a session of its own: what shares root's terminal can type there; with nothing of root's environment
+as_user() {
+    setsid --wait timeout 300 runuser -u nommerd -- \
+        env -i HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 "$@"
+}
 did() { changed=$((changed + 1)); say changed "$1"; }
 folder() { # PATH OWNER MODE
     if [[ $(stat -c '%U:%G %a' "$1" 2>/dev/null || :) != "$2 $3" ]]; then
@@ -180,8 +183,7 @@ fi
 
 install -d -o nommerd -g nommerd -m 700 "$scratch/test"
 chmod 711 "$scratch"
-(cd "$scratch/test" && as_user env -i HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin \
-    LANG=C.UTF-8 "$release/bin/nommerd" demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1) ||
+(cd "$scratch/test" && as_user "$release/bin/nommerd" demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1) ||
     { tail -n 40 "$scratch/told" >&2; fail "the self-test failed (above): a clip could not be encoded and verified"; }
 say ok "self-test: a clip was encoded and verified by the user nommerd"
 

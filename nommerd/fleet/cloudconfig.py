@@ -27,6 +27,9 @@ SHUTDOWN = "/usr/sbin/shutdown"
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,63}")  # a version, a region, a cluster's name
 _PATH = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+")
+# folders of the system itself, and all in the first ones: what becomes the data directory changes its owner
+_SYSTEM = re.compile(r"/(bin|boot|dev|etc|lib\d*|libx32|proc|root|run|sbin|sys|tmp|usr)(/.*)?"
+                     r"|/(home|lost\+found|media|mnt|opt|snap|srv|var)|/var/[^/]+|/(var/lib|home)/(?!nommerd)[^/]+")
 
 # Supervisor gets its file last: were it there from the beginning, a supervisor that boots first would start too early. One
 # that is just booting may have read its files before and not yet answer: it is asked until it does.
@@ -90,10 +93,10 @@ def cloud_config(files: Sequence[File], *, program: str, conf: str, version: str
     nommerd may run as root. `shut_down`: a machine on which it cannot start ends. Raises ConfigError where it is too long.
     """
     check_safe(version=version)
-    if not _PATH.fullmatch(data):
+    if not _PATH.fullmatch(data) or _SYSTEM.fullmatch(data):
         raise ConfigError("config.bad_value", f"{data!r} is no data directory that a machine can be told.",
-                          f"Leave it out for {DATA_DIR}, or give an absolute path of letters, digits and ._- alone.",
-                          place="paths.data")
+                          f"Leave it out for {DATA_DIR}, or give the absolute path of a folder that is nobody else's, of "
+                          "letters, digits and ._- alone.", place="paths.data")
     user: dict[str, Any] = {"name": USER, "system": True, "homedir": DATA_DIR, "shell": "/usr/sbin/nologin"}
     if sudo is not None:
         user["sudo"] = f"ALL=(root) NOPASSWD: {sudo}"  # a list works as well, but cloud-init 22's schema knows none

@@ -49,12 +49,14 @@ def test_an_empty_file_is_a_configuration_too(tmp_path: Path) -> None:
 
 
 def test_a_data_directory_on_a_volume_of_its_own_is_made_the_users(tmp_path: Path) -> None:
+    assert told(tmp_path, "paths: {data: /data}\n")
     _, files = told(tmp_path, "paths: {data: /mnt/keep/nommerd}\n")
     assert "install -d -o nommerd -g nommerd -m 0700 /var/lib/nommerd /mnt/keep/nommerd\n" in files["/etc/nommerd/start"]
     assert yaml.safe_load(files["/etc/nommerd/nommerd.yaml"])["paths"]["data"] == "/mnt/keep/nommerd"
 
 
-@pytest.mark.parametrize("data", ["data", "'/srv/a b'", "'/srv/$(reboot)'", "/srv/../etc"])
+@pytest.mark.parametrize("data", ["data", "'/srv/a b'", "'/srv/$(reboot)'", "/srv/../etc", "/etc", "/usr/lib", "/var/lib",
+                                  "/var/lib/dpkg", "/srv"])
 def test_a_data_directory_that_means_nothing_there_is_refused(data: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         told(tmp_path, f"paths: {{data: {data}}}\n")

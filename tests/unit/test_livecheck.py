@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from xmlrpc.client import Fault
@@ -62,6 +63,21 @@ def test_a_process_is_asked_where_it_listens(bound: str, reached: str) -> None:
         (address,) = listening(pid)
         assert address[0] == reached
         assert answers(address), "any answer is one"
+
+
+@pytest.mark.parametrize(("sent", "is_one"), [(b"HTTP/1.1 100 Continue\r\n", True), (b"", False)])
+def test_an_answer_that_goes_on_for_ever_is_not_waited_for(sent: bytes, is_one: bool) -> None:
+    code = ("import os, socket\nserver = socket.create_server(('127.0.0.1', 0)); taken = server.accept()[0]\n"
+            f"if not {sent!r}: taken.close(), input()\nwhile taken.recv(1): taken.sendall({sent!r})")
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    try:
+        wait_until(lambda: listening(process.pid), 20, "it listens")
+        begun = time.monotonic()
+        assert answers(listening(process.pid)[0], 5) is is_one
+        assert time.monotonic() - begun < 5
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_what_does_not_listen_or_is_gone_has_no_addresses() -> None:
