@@ -98,13 +98,15 @@ def build(*, base: str, arch: str, source: Path | None, variables: tuple[str, ..
 @json_option
 def user_data(*, config_file: Path | None, as_json: bool) -> int:
     """Print what makes a feeder of a machine that starts from the image: a cloud-config with this configuration file, and the
-    pipelines and presets in its paths. It holds no secret, and a file with one is refused."""
+    pipelines and presets in its paths. It holds no secret: a file with one is refused, as is one that does not hold."""
+    from nommerd.cli.configure import load_all, refuse
     from nommerd.config import find_file
     from nommerd.feederdata import render_feeder
 
     file = find_file(config_file, os.environ)
     if file is None:
         raise click.UsageError("There is no configuration file to make it of: give one with -c.")
+    refuse(load_all(file, {})[2])
     text = render_feeder(file)
     if as_json:
         print_json({"user_data": text})

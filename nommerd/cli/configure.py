@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,14 @@ def config() -> None:
     """Check and show the configuration; make a key."""
 
 
-def load_all(config_file: Path | None) -> tuple[Settings, Catalog, list[NommerdError]]:
+def load_all(config_file: Path | None, env: Mapping[str, str] = os.environ) -> tuple[Settings, Catalog, list[NommerdError]]:
     """The settings, the catalog they describe, and every fault in pipelines, presets and stages. Raises for the settings."""
     from nommerd.api.original import check_nommers
     from nommerd.catalog import Catalog, load_stages
     from nommerd.config import load
     from nommerd.pipeline.stages import STAGES
 
-    settings = load(config_file, os.environ)
+    settings = load(config_file, env)
     faults: list[NommerdError] = []
     stages = dict(STAGES)
     try:
@@ -44,6 +45,12 @@ def load_all(config_file: Path | None) -> tuple[Settings, Catalog, list[NommerdE
     return settings, catalog, [*faults, *catalog.errors]
 
 
+def refuse(faults: list[NommerdError]) -> None:
+    """Raise them, if there are any."""
+    if faults:
+        raise faults[0] if len(faults) == 1 else ManyErrors(faults)
+
+
 @config.command(short_help="Read everything and tell each fault with its place.",
                 epilog=examples("nommerd config check", "nommerd config check -c nommerd.yaml --json"))
 @config_option
@@ -54,8 +61,7 @@ def check(config_file: Path | None, as_json: bool) -> None:
 
     file = find_file(config_file, os.environ)
     _, catalog, faults = load_all(config_file)
-    if faults:
-        raise faults[0] if len(faults) == 1 else ManyErrors(faults)
+    refuse(faults)
     names = catalog.names()
     if as_json:
         print_json({"file": str(file) if file else None, **names})

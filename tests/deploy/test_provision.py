@@ -71,10 +71,15 @@ def test_a_version_that_cannot_encode_does_not_become_the_machines(ready: Root) 
     asked = "|".join(f"*-{name}*" for name in ("version", "encoders", "formats", "filters", "protocols"))
     broken.write_text(f'#!/bin/sh\ncase "$*" in {asked}) exec /usr/bin/whole-ffmpeg "$@";; esac\nexit 3\n')
     broken.chmod(0o755)
+    there = ready.path / "srv/somebodys"  # a folder one happens to be in
+    there.mkdir()
+    for module in ("venv", "pip", "nommerd", "json"):
+        (there / f"{module}.py").write_text("open('/srv/taken', 'w')\n")
     before = sorted((ready.path / "tmp").iterdir())
-    done = ready.run(*PROVISION, "--role", "worker", check=False)
+    done = ready.shell(f"cd /srv/somebodys && exec {' '.join(PROVISION)} --role worker", check=False)
     assert done.returncode != 0
     assert done.stderr.rstrip().splitlines()[-1].startswith("provision.sh: the self-test failed")
+    assert not (ready.path / "srv/taken").exists()
     assert "Traceback" not in done.stderr
     assert sorted((ready.path / "tmp").iterdir()) == before, "nothing is left behind"
     assert ready.run("readlink", "/opt/nommerd").stdout == now

@@ -10,6 +10,7 @@ import yaml
 
 from nommerd.errors import ConfigError, ManyErrors
 from nommerd.feederdata import render_feeder
+from tests.unit.cli.scripted import here
 
 PRESET = "kind: preset\nname: small\npipeline: web-mp4\nparams: {width: 320, height: 180}\n"
 
@@ -111,3 +112,15 @@ def test_what_ec2_would_not_take_is_refused_here(tmp_path: Path) -> None:
     (tmp_path / "own" / "p.yaml").write_text(PRESET + "# " + "x" * 16_000)
     with pytest.raises(ConfigError, match="16384"):
         told(tmp_path, "paths: {presets: [own]}\n")
+
+
+@pytest.mark.parametrize(("folder", "text", "place"), [
+    ("presets", PRESET.replace("width", "widht"), "small.yaml:4:"),
+    ("pipelines", "kind: pipeline\nname: [\n", "small.yaml:3:")])
+def test_a_preset_or_pipeline_that_does_not_hold_is_told_before_a_machine_is(tmp_path: Path, folder: str, text: str,
+                                                                            place: str) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "small.yaml").write_text(text)
+    ended = here(None, "ami", "user-data", "-c", str(config(tmp_path, f"paths: {{{folder}: [own]}}\n")))
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert f"{tmp_path}/own/{place}" in ended.stderr
