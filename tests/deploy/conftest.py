@@ -1,4 +1,7 @@
-"""Roots of the tests: one that is provisioned, which costs a minute, is shared as the layer below many."""
+"""Roots of the tests: one that is provisioned, which costs a minute, is shared as the layer below many.
+
+It is provisioned as docs/deploy.md begins, and test_bare_server.py goes on with that page.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.deploy.root import Root, debian, missing_tools, ports
+from tests.deploy.root import CHECKOUT, Root, debian, missing_tools, ports
+from tests.pages import ROOTS_PROMPT, blocks_of, commands, section
 
 PROVISION = ("bash", "/root/nommerd/deploy/ami/provision.sh")
+PAGE = CHECKOUT / "docs" / "deploy.md"
+
+
+def shown(title: str) -> list[list[str]]:
+    """The commands for root in this section of the page, block by block."""
+    return [found for block in blocks_of(section(PAGE, title)) if block.language == "console"
+            if (found := commands(block.text, ROOTS_PROMPT))]
 
 
 @pytest.fixture(scope="session")
@@ -29,17 +40,9 @@ def provisioned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Root:
     with ports(), closing(Root([base], tmp_path_factory.mktemp("provisioned"))) as root:
         root.checkout()
         # some operators' shells keep new files to themselves; the user nommerd must be able to read these
-        done = root.shell(f"umask 077; {' '.join(PROVISION)} --role feeder --role worker", timeout=600)
+        done = root.shell("\n".join(["umask 077; cd /root/nommerd", *shown("An empty server")[0]]), timeout=600)
         (root.path / "root/provision.log").write_text(done.stdout + done.stderr)
     return root
-
-
-@pytest.fixture
-def fresh(base: Path, tmp_path: Path) -> Iterator[Root]:
-    """A minimal Debian with the checkout in /root/nommerd."""
-    with ports(), closing(Root([base], tmp_path / "fresh")) as root:
-        root.checkout()
-        yield root
 
 
 @pytest.fixture

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from tests.deploy.conftest import PROVISION
-from tests.deploy.root import CHECKOUT, Root
+from tests.deploy.root import CHECKOUT, Root, ports
 
-SCRIPTS = [path for path in sorted(CHECKOUT.rglob("*.sh")) if ".venv" not in path.parts] + [CHECKOUT / ".ci" / "run"]
+BOTH = ("--role", "feeder", "--role", "worker")
+SCRIPTS = [*sorted((CHECKOUT / "deploy").rglob("*.sh")), CHECKOUT / ".ci" / "run"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -22,31 +25,62 @@ def test_shellcheck_finds_nothing_in(script: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.fixture(scope="module")
+def again(provisioned: Root, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Root, str]]:
+    """A machine that was provisioned twice, and what the second time told."""
+    with ports(), closing(Root.over(provisioned, tmp_path_factory.mktemp("again"))) as root:
+        with (root.path / "etc/nommerd/nommerd.yaml").open("a") as config:
+            config.write("# mine\n")
+        yield root, root.run(*PROVISION, *BOTH, timeout=300).stdout
+
+
 @pytest.mark.timeout(600)
-def test_the_second_run_changes_nothing_and_the_first_left_a_machine_that_is_locked_up(ready: Root) -> None:
-    first = (ready.path / "root/provision.log").read_text()
+def test_the_second_run_changes_nothing_and_the_first_left_a_machine_that_is_locked_up(
+        again: tuple[Root, str]) -> None:
+    machine, second = again
+    first = (machine.path / "root/provision.log").read_text()
     assert "self-test: a clip was encoded and verified by the user nommerd" in first
     assert "changed    /etc/nommerd/nommerd.yaml" in first
+    assert [line for line in second.splitlines() if line.startswith("changed")] == []
+    assert second.rstrip().endswith("0 changes")
+    assert (machine.path / "etc/nommerd/nommerd.yaml").read_text().endswith("# mine\n")
     listing = "find /etc /opt /srv /usr/local -newer /root/provision.log -not -path /etc/resolv.conf -type f"  # the root's own
-    (ready.path / "etc/nommerd/nommerd.yaml").write_text((ready.path / "etc/nommerd/nommerd.yaml").read_text() + "# mine\n")
-    second = ready.run(*PROVISION, "--role", "feeder", "--role", "worker", timeout=300)
-    assert [line for line in second.stdout.splitlines() if line.startswith("changed")] == []
-    assert second.stdout.rstrip().endswith("0 changes")
-    assert (ready.path / "etc/nommerd/nommerd.yaml").read_text().endswith("# mine\n")
-    assert ready.shell(listing).stdout.split() == ["/etc/nommerd/nommerd.yaml"]
+    assert machine.shell(listing).stdout.split() == ["/etc/nommerd/nommerd.yaml"]
     # nobody but nommerd reads its data and settings, and nothing of nommerd runs as root but what starts and watches it
-    assert ready.run("runuser", "-u", "nobody", "--", "ls", "/var/lib/nommerd", check=False).returncode != 0
-    assert ready.run("runuser", "-u", "nobody", "--", "cat", "/etc/nommerd/nommerd.yaml", check=False).returncode != 0
-    users = ready.shell("ps -eo user=,args= | grep '[/]opt/nommerd'").stdout.splitlines()
+    for denied in (("nobody", "ls", "/var/lib/nommerd"), ("nobody", "cat", "/etc/nommerd/nommerd.yaml"),
+                   ("nommerd", "touch", "/opt/nommerd/bin/nommerd")):
+        assert machine.run("runuser", "-u", denied[0], "--", *denied[1:], check=False).returncode != 0, denied
+    users = machine.shell("ps -eo user=,args= | grep '[/]opt/nommerd'").stdout.splitlines()
     assert {line.split()[0] for line in users if "nommerd.livecheck" not in line} == {"nommerd"}
-    assert ready.run("runuser", "-u", "nommerd", "--", "touch", "/opt/nommerd/bin/nommerd", check=False).returncode != 0
-    # what an operator has stopped stays so
-    ready.run("supervisorctl", "stop", "nommerd-worker")
-    (ready.path / "etc/nommerd/nommerd.yaml").chmod(0o600)
-    third = ready.run(*PROVISION, "--role", "feeder", "--role", "worker", timeout=300)
-    assert "nommerd-worker was stopped, and stays so" in third.stdout
-    assert "changed    who may read /etc/nommerd/nommerd.yaml" in third.stdout
-    assert "STOPPED" in ready.run("supervisorctl", "status", "nommerd-worker", check=False).stdout
+
+
+@pytest.mark.timeout(300)
+def test_a_new_version_leaves_the_one_that_runs_alone_and_going_back_is_the_same_command(again: tuple[Root, str]) -> None:
+    machine, _ = again
+    before = machine.run("readlink", "/opt/nommerd").stdout
+    init = machine.path / "root/nommerd/nommerd/__init__.py"
+    text = init.read_text()
+    init.write_text(text.replace('__version__ = "0.1.0"', '__version__ = "0.1.1"'))
+    assert init.read_text() != text
+    done = machine.run(*PROVISION, *BOTH)
+    assert "nommerd-feeder still runs its version: supervisorctl restart nommerd-feeder" in done.stdout
+    after = machine.run("readlink", "/opt/nommerd").stdout
+    assert after != before
+    assert "0.1.1" in machine.run("nommerd", "--version").stdout
+    pid = machine.run("supervisorctl", "pid", "nommerd-feeder").stdout.strip()
+    assert before.strip() in (machine.path / f"proc/{pid}/cmdline").read_text()
+    machine.run("supervisorctl", "restart", "nommerd-feeder")
+    pid = machine.run("supervisorctl", "pid", "nommerd-feeder").stdout.strip()
+    assert after.strip() in (machine.path / f"proc/{pid}/cmdline").read_text()
+    init.write_text(text)
+    # what an operator has stopped stays so; what others could read is closed again
+    machine.run("supervisorctl", "stop", "nommerd-worker")
+    (machine.path / "etc/nommerd/nommerd.yaml").chmod(0o644)
+    last = machine.run(*PROVISION, *BOTH).stdout
+    assert machine.run("readlink", "/opt/nommerd").stdout == before
+    assert "nommerd-worker was stopped, and stays so" in last
+    assert "changed    who may read /etc/nommerd/nommerd.yaml" in last
+    assert "STOPPED" in machine.run("supervisorctl", "status", "nommerd-worker", check=False).stdout
 
 
 def test_the_manifest_says_what_is_installed(ready: Root) -> None:
@@ -118,27 +152,3 @@ def test_wrong_arguments_are_told(arguments: tuple[str, ...], told: str) -> None
     script = str(CHECKOUT / "deploy/ami/provision.sh")
     done = subprocess.run(["bash", script, *arguments], capture_output=True, text=True, timeout=20)
     assert (done.returncode, told in done.stderr) == (2, True), done.stderr
-
-
-@pytest.mark.timeout(300)
-def test_a_new_version_leaves_the_one_that_runs_alone_and_going_back_is_the_same_command(ready: Root) -> None:
-    roles = ("--role", "feeder", "--role", "worker")
-    ready.run(*PROVISION, *roles)
-    before = ready.run("readlink", "/opt/nommerd").stdout
-    init = ready.path / "root/nommerd/nommerd/__init__.py"
-    text = init.read_text()
-    init.write_text(text.replace('__version__ = "0.1.0"', '__version__ = "0.1.1"'))
-    assert init.read_text() != text
-    done = ready.run(*PROVISION, *roles)
-    assert "nommerd-feeder still runs its version: supervisorctl restart nommerd-feeder" in done.stdout
-    after = ready.run("readlink", "/opt/nommerd").stdout
-    assert after != before
-    assert "0.1.1" in ready.run("nommerd", "--version").stdout
-    pid = ready.run("supervisorctl", "pid", "nommerd-feeder").stdout.strip()
-    assert before.strip() in (ready.path / f"proc/{pid}/cmdline").read_text()
-    ready.run("supervisorctl", "restart", "nommerd-feeder")
-    pid = ready.run("supervisorctl", "pid", "nommerd-feeder").stdout.strip()
-    assert after.strip() in (ready.path / f"proc/{pid}/cmdline").read_text()
-    init.write_text(text)
-    ready.run(*PROVISION, *roles)
-    assert ready.run("readlink", "/opt/nommerd").stdout == before
