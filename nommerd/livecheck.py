@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,10 @@ def listening(pid: int) -> list[Address]:
     """The TCP addresses, to connect to from this machine, on which this process listens; none where it is gone."""
     found = []
     try:
-        links = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+        links = set()
+        for link in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile: a busy process opens and closes all the time
+                links.add(str(link.readlink()))
         for table in ("tcp", "tcp6"):
             for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
                 fields = line.split()

@@ -80,6 +80,29 @@ def test_an_answer_that_goes_on_for_ever_is_not_waited_for(sent: bytes, is_one: 
         process.wait()
 
 
+def test_one_that_opens_and_closes_files_all_the_time_listens_at_each_look() -> None:
+    code = ("import os, socket\nserver = socket.create_server(('127.0.0.1', 0))\nwhile True:\n"
+            "    for one in [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]: os.close(one)")
+    process = subprocess.Popen([sys.executable, "-c", code])
+    try:
+        wait_until(lambda: listening(process.pid), 20, "it listens")
+        assert [len(listening(process.pid)) for _ in range(10)] == [1] * 10
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_a_connection_is_no_place_where_it_listens_and_an_answer_at_one_of_two_is_enough() -> None:
+    with listener() as pid, socket.create_server(("127.0.0.1", 0)) as second, socket.create_connection(second.getsockname()):
+        two = listening(pid)
+        assert len(two) == 2
+        supervisor = Supervisor(pid)
+        check = LiveCheck(supervisor, "daemon", lambda address: address == two[1])
+        for _ in range(4):
+            check.look()
+        assert supervisor.signals == []
+
+
 def test_what_does_not_listen_or_is_gone_has_no_addresses() -> None:
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     assert listening(process.pid) == []
@@ -156,4 +179,5 @@ def silent(address: Address) -> bool:
 def listener() -> Iterator[int]:
     """A process that listens: this one."""
     with socket.create_server(("127.0.0.1", 0)):
+        assert listening(os.getpid())
         yield os.getpid()
