@@ -76,7 +76,11 @@ class LiveCheck:
 
     def look(self) -> None:
         """Kill the program's process where it is RUNNING, listens, and has not answered for MISSES times."""
-        process = self._supervisor.getProcessInfo(self._program)
+        try:
+            process = self._supervisor.getProcessInfo(self._program)
+        except Fault as fault:  # it is ending, and then tells nobody anything
+            logs.get().warning("health.not_told", program=self._program, why=fault.faultString)
+            return
         pid = process["pid"]
         addresses = listening(pid) if process["state"] == RUNNING else []
         if pid != self._pid or not addresses or any(map(self._answers, addresses)):

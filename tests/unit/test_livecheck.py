@@ -10,7 +10,9 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Thread
 from xmlrpc.client import Fault
+from xmlrpc.server import SimpleXMLRPCServer
 
 import pytest
 
@@ -169,6 +171,34 @@ def test_one_that_was_stopped_in_the_last_moment_is_no_error() -> None:
         check = LiveCheck(Stopped(pid), "daemon", silent)
         for _ in range(4):
             check.look()
+
+
+def test_it_looks_at_each_tick_bears_a_supervisor_that_is_ending_and_ends_with_it() -> None:
+    asked: list[str] = []
+
+    def told(program: str) -> dict[str, int]:
+        asked.append(program)
+        if len(asked) == 1:
+            raise Fault(6, "SHUTDOWN_STATE")
+        return {"pid": 0, "state": 0}
+
+    with SimpleXMLRPCServer(("127.0.0.1", 0), logRequests=False) as rpc:
+        rpc.register_function(told, "supervisor.getProcessInfo")
+        thread = Thread(target=rpc.serve_forever, args=(0.05,))
+        thread.start()
+        events = "".join(f"ver:3.0 server:s serial:1 pool:p poolserial:1 eventname:{name} len:0\n"
+                         for name in ("TICK_5", "PROCESS_LOG", "TICK_5"))
+        env = {**os.environ, "SUPERVISOR_SERVER_URL": f"http://127.0.0.1:{rpc.server_address[1]}"}
+        try:
+            ended = subprocess.run([sys.executable, "-m", "nommerd.livecheck", "daemon"], env=env, input=events, text=True,
+                                   capture_output=True, timeout=30)
+        finally:
+            rpc.shutdown()
+            thread.join()
+    assert (ended.returncode, ended.stdout) == (0, "READY\n" + "RESULT 2\nOKREADY\n" * 3), ended.stderr
+    assert asked == ["daemon", "daemon"]
+    assert "Traceback" not in ended.stderr
+    assert "SHUTDOWN_STATE" in ended.stderr
 
 
 def silent(address: Address) -> bool:
