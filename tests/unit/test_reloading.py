@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import gevent
 import pytest
+from gevent.event import Event
 
 from nommerd.aws.clients import Clients
 from nommerd.catalog import Catalog
@@ -65,6 +67,37 @@ def test_a_pipeline_that_the_original_api_needs_does_not_go_away(scene: Scene) -
     assert "api.original.nommers.an.old.Nommer" in log.getvalue()
     assert scene.catalogs.disk is before
     assert "own" in scene.catalogs.of("p").pipelines
+
+
+def test_one_that_is_asked_for_meanwhile_comes_next_and_one_that_fails_is_not_the_last(
+        scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    reloads: list[int] = []
+    third = Event()
+
+    def reload() -> None:
+        reloads.append(len(reloads))
+        if len(reloads) == 3:
+            third.set()
+            return
+        scene.reloading.ask()
+        raise OSError("a fault of its own")
+
+    monkeypatch.setattr(scene.reloading, "reload", reload)
+    scene.reloading.ask()
+    with logged.captured() as log:
+        running = gevent.spawn(scene.reloading.run)
+        try:
+            assert third.wait(10)
+        finally:
+            running.kill()
+    assert log.getvalue().count("a fault of its own") >= 2
+
+
+def test_stages_of_the_operators_own_stay_known(scene: Scene) -> None:
+    scene.catalogs.disk.stages = dict(scene.catalogs.disk.stages)
+    stages = scene.catalogs.disk.stages
+    assert scene.reloading.reload()
+    assert scene.catalogs.disk.stages is stages
 
 
 def test_changes_are_what_was_added_changed_or_removed(tmp_path: Path) -> None:

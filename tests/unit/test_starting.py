@@ -66,8 +66,12 @@ def test_the_clock_runs_from_the_start_of_the_process() -> None:
                                               check=True).stdout.split())
     assert 0 < first <= second - 0.5 < time.monotonic() - begun
     assert process_age() > time.monotonic() - begun
-    with pytest.raises(InfrastructureError, match="It was not ready within 60 seconds"), Start(60, age=59.9):
-        gevent.sleep(60)
+    for assembled in (False, True):
+        stopped = Event()
+        with pytest.raises(InfrastructureError, match="It was not ready within 60 seconds"), Start(60, age=59.9) as start:
+            if assembled:
+                start.running(lambda: False, stopped.set)
+            assert stopped.wait(20)
 
 
 def test_without_a_limit_nothing_is_ended() -> None:
