@@ -52,18 +52,19 @@ class Supervisor:
     def __init__(self, on_line: OnLine, on_event: Callable[[str], None]) -> None:
         self._on_line = on_line
         self._on_event = on_event
-        self._asked = threading.Event()
-        self._reload = threading.Event()
+        # no Events: a handler that came while its thread has an Event's lock would wait for itself
+        self.asked = False  # to stop
+        self._reload = False
         self._terminal: Terminal | None = None
         self.children: list[Child] = []
 
     def ask_to_stop(self, *_: object) -> None:
         """Only sets a flag: a signal handler."""
-        self._asked.set()
+        self.asked = True
 
     def ask_to_reload(self, *_: object) -> None:
         """Only sets a flag: a signal handler."""
-        self._reload.set()
+        self._reload = True
 
     def heed_signals(self) -> None:
         """SIGINT, SIGTERM and the end of the terminal ask to stop; any other SIGHUP is passed on to the children."""
@@ -71,10 +72,6 @@ class Supervisor:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self.ask_to_stop)
         signal.signal(signal.SIGHUP, self.ask_to_reload)
-
-    @property
-    def asked(self) -> bool:
-        return self._asked.is_set()
 
     def start(self, child: Child) -> None:
         """Start it now. Call from the main thread."""
@@ -99,8 +96,8 @@ class Supervisor:
     def watch(self, until: Callable[[], bool] = lambda: False) -> int:
         """Keep the children running. Returns 0 when asked to stop or once `until` holds, else the exit code for ours: 2
         when a child's configuration is wrong, 1 when one keeps dying."""
-        while not self._asked.wait(TICK_SECONDS):
-            if self._reload.is_set():
+        while self._tick():
+            if self._reload:
                 self._pass_on()
             for child in self.children:
                 code = self._look_after(child)
@@ -110,8 +107,13 @@ class Supervisor:
                 break
         return 0
 
+    def _tick(self) -> bool:
+        """Wait a moment. Whether nobody has asked to stop."""
+        time.sleep(TICK_SECONDS)
+        return not self.asked
+
     def _pass_on(self) -> None:
-        self._reload.clear()
+        self._reload = False
         if self._terminal is not None and self._terminal.gone:
             self.ask_to_stop()
             return

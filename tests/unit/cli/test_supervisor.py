@@ -117,3 +117,33 @@ def test_a_request_to_stop_is_heard_within_a_moment(scene: Scene) -> None:
     begun = time.monotonic()
     assert scene.supervisor.watch() == 0
     assert time.monotonic() - begun < 5
+
+
+def test_a_signal_may_come_at_any_moment() -> None:
+    """Also while locks are held that its handler could want: one comes at each line that is run in three rounds."""
+    script = """
+import os, signal, sys
+from nommerd.cli import supervisor as module
+
+module.TICK_SECONDS = 0.001
+supervisor, rounds = module.Supervisor(print, print), []
+supervisor.heed_signals()
+
+def trace(frame, event, _):
+    if frame.f_code.co_name.startswith("ask_to"):
+        return None
+    os.kill(os.getpid(), signal.SIGHUP)
+    return trace
+
+def third():
+    rounds.append(None)
+    if len(rounds) == 3:
+        sys.settrace(None)
+        os.kill(os.getpid(), signal.SIGTERM)
+    return False
+
+sys.settrace(trace)
+print(supervisor.watch(third), supervisor.asked)
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20)
+    assert (ended.returncode, ended.stdout) == (0, "0 True\n"), ended.stderr[-2000:]
