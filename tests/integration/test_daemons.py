@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import psutil
@@ -92,11 +92,18 @@ def width(rig: Rig) -> object:
     return preset["params"]["width"]
 
 
-def test_a_sighup_that_comes_before_a_daemon_can_heed_it_neither_ends_it_nor_is_lost(rig: Rig) -> None:
-    with held():
-        rig.feeder = rig.start("feeder")
-    rig.feeder.signal(signal.SIGHUP)
+@pytest.mark.parametrize("by_parent", [True, False])
+def test_a_sighup_that_comes_before_a_daemon_can_heed_it_neither_ends_it_nor_is_lost(rig: Rig, by_parent: bool) -> None:
+    with held() if by_parent else nullcontext():
+        feeder = rig.feeder = rig.start("feeder")
+    wait_until(lambda: holds_sighup(feeder.pid), 20, "it is held back, by the daemon itself where nobody else did")
+    feeder.signal(signal.SIGHUP)
     wait_until(lambda: rig.events("feeder", "catalog.reloaded"), 30, lambda: rig.tail("feeder"))
+
+
+def holds_sighup(pid: int) -> bool:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(bool(int(line.split()[1], 16) & 1) for line in lines if line.startswith("SigBlk"))
 
 
 def test_a_daemon_whose_store_or_bus_does_not_answer_ends_in_time(rig: Rig, silent: str) -> None:

@@ -64,6 +64,13 @@ def test_a_child_whose_configuration_is_wrong_is_not_started_again(scene: Scene)
     assert child.exits == [2]
 
 
+def test_a_child_begins_with_sighup_held_back_and_its_parent_does_not(scene: Scene) -> None:
+    scene.child("w", "import signal; print(signal.SIGHUP in signal.pthread_sigmask(signal.SIG_BLOCK, []), flush=True)")
+    wait_until(lambda: scene.lines, 20, "what it says")
+    assert scene.lines[0] == ("w", "True")
+    assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
 def test_stopping_goes_by_order_and_leaves_nothing(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "STOP_SECONDS", 2.0)
     polite = "import signal, sys; signal.signal(signal.SIGTERM, lambda *a: (print('bye', flush=True), sys.exit())); " \
