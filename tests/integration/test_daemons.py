@@ -37,6 +37,19 @@ while 0 not in select.select([0, ours], [], [])[0]:
 os.close(ours)  # the window is closed
 sys.exit(program.wait())
 """
+# both open, and never answer then
+DEAF = """
+import sys
+from nommerd import runtime
+runtime.patch()
+from importlib import import_module
+from pathlib import Path
+from nommerd.config import load
+module = import_module(f"nommerd.{sys.argv[1]}")
+module.process_age = lambda: 0.0  # what was imported up to here takes its time, too
+module.answer = lambda store, queue: print("asked", file=sys.stderr)
+sys.exit(module.main(load(Path(sys.argv[2]), {}), ready_within=3.0))
+"""
 
 
 @pytest.fixture
@@ -123,6 +136,19 @@ def test_a_daemon_whose_store_or_bus_does_not_answer_ends_in_time(rig: Rig, sile
         assert "node.not_ready: It was not ready within 2 seconds." in rig.tail(daemon.name)
         assert "Traceback" not in rig.tail(daemon.name)
         assert time.monotonic() - since < 20
+
+
+def test_a_daemon_that_was_made_but_whose_store_and_bus_do_not_answer_ends_in_time(rig: Rig) -> None:
+    rig.config.write_text(rig.config.read_text().replace("secrets: {}", f"secrets: {{keys: [{new_key()}]}}"))
+    started = [subprocess.Popen([sys.executable, "-c", DEAF, daemon, str(rig.config)], env=rig.env, text=True,
+                                stderr=subprocess.PIPE) for daemon in ("feeder", "worker")]
+    try:
+        told = [daemon.communicate(timeout=30)[1] for daemon in started]
+    finally:
+        for daemon in started:
+            daemon.kill()
+    assert [daemon.returncode for daemon in started] == [1, 1], told
+    assert all("asked" in text and "node.not_ready" in text and "Traceback" not in text for text in told), told
 
 
 def test_up_passes_sighup_on_and_ends_with_its_terminal(rig: Rig) -> None:
