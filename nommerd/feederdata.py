@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from nommerd import __version__
+from nommerd.catalog.disk import documents
 from nommerd.config import load
 from nommerd.errors import ConfigError, ManyErrors, NommerdError
 from nommerd.fleet.cloudconfig import DATA_DIR, FOLDER, USER, File, cloud_config
@@ -78,7 +79,14 @@ def _documents(where: str, folders: Sequence[Path]) -> list[File]:
     """The YAML files in these folders, the first folder's first."""
     found: dict[str, File] = {}
     for folder in folders:
-        for file in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if file.suffix in (".yaml", ".yml") and not file.name.startswith("."):
-                found.setdefault(file.stem, File(f"{where}/{file.name}", "0640", file.read_text(encoding="utf-8")))
+        for file in documents(folder):
+            found.setdefault(file.stem, File(f"{where}/{file.name}", "0640", _text(file)))
     return list(found.values())
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+        raise ConfigError("config.unreadable", f"{file} cannot be read: {why}.", place=str(file)) from None

@@ -151,7 +151,7 @@ class Catalog:
                 self.errors.append(ConfigError("config.no_directory", f"{directory} is no directory.",
                                                f"paths.{kind} names it.", place=f"paths.{kind}"))
         for directory in (*self._dirs[kind], shipped(kind)):
-            for file in _documents(directory):
+            for file in documents(directory):
                 found.setdefault(file.stem, file)
         return found
 
@@ -242,7 +242,8 @@ def _stage(name: str, path: str) -> type[Stage]:
     return cls
 
 
-def _documents(directory: Path) -> Iterable[Path]:
+def documents(directory: Path) -> Iterable[Path]:
+    """The files in it that are read; none where there is no such directory."""
     if not directory.is_dir():
         return []
     return sorted(file for file in directory.iterdir() if file.suffix in (".yaml", ".yml") and not file.name.startswith("."))

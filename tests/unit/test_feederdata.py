@@ -67,6 +67,7 @@ def test_a_data_directory_that_means_nothing_there_is_refused(data: str, tmp_pat
 @pytest.mark.parametrize(("text", "places"), [
     ("aws: {access_key_id: AKIACANARY7F3A91TEST, secret_access_key: canary-7f3a91}\n",
      ["aws.access_key_id", "aws.secret_access_key"]),
+    ("secrets: {keys: [Y2FuYXJ5LTdmM2E5MS1jYW5hcnktN2YzYTkxLWNhbmE=]}\n", ["secrets.keys"]),
     ("webhooks: {secret: whsec_Y2FuYXJ5LTdmM2E5MS1jYW5hcnktN2YzYTkx}\n", ["webhooks.secret"]),
     ("aws: {region: eu-central-1, endpoint_url: 'https://a:canary-7f3a91@host'}\n", ["aws.endpoint_url"]),
     ("storage: {s3_endpoint_url: 'https://a:canary-7f3a91@host'}\n", ["/etc/nommerd/nommerd.yaml"])])
@@ -105,6 +106,17 @@ def test_a_pipeline_with_credentials_is_refused(tmp_path: Path, uri: str) -> Non
         told(tmp_path, "paths: {pipelines: [own]}\n")
     assert caught.value.place == "/etc/nommerd/pipelines/p.yaml"
     assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize("content", [None, b"name: \xff\n"], ids=["a-directory", "not-utf-8"])
+def test_what_cannot_be_read_is_told(tmp_path: Path, content: bytes | None) -> None:
+    file = tmp_path / "own" / "p.yaml"
+    (file if content is None else file.parent).mkdir(parents=True)
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        told(tmp_path, "paths: {presets: [own]}\n")
+    assert (caught.value.code, caught.value.place) == ("config.unreadable", str(file))
 
 
 def test_what_ec2_would_not_take_is_refused_here(tmp_path: Path) -> None:
