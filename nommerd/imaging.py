@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -212,12 +213,12 @@ def build(packer: Packer, argv: Sequence[str], manifest: Path, env: Mapping[str,
 
 def _run(command: Sequence[str], env: Mapping[str, str]) -> int:
     sys.stdout.flush()
-    with subprocess.Popen(command, env=_calm(env), stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno()) as process:
-        while True:
-            try:
-                return process.wait()
-            except KeyboardInterrupt:  # the terminal sent it to Packer, too
-                continue
+    before = signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to Packer, too; which keeps no such handler
+    try:
+        with subprocess.Popen(command, env=_calm(env), stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno()) as process:
+            return process.wait()
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def image_ids(manifest: Path) -> dict[str, str]:

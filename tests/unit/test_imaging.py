@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -98,7 +102,9 @@ def test_of_a_checkout_goes_up_what_is_installed_and_nothing_else(tmp_path: Path
     assert source is not None
     tree = imaging.copy_source(source, tmp_path)
     assert {path.name for path in tree.iterdir()} == set(imaging.SOURCES)
-    assert list(tree.rglob("__pycache__")) == []
+    (tree / "nommerd" / "__pycache__").mkdir(exist_ok=True)  # a checkout has some, unless Python was told to make none
+    (tmp_path / "second").mkdir()
+    assert list(imaging.copy_source(tree, tmp_path / "second").rglob("__pycache__")) == []
     assert (tree / "deploy" / "ami" / "provision.sh").stat().st_mode & 0o111
 
 
@@ -112,6 +118,63 @@ def test_the_key_of_a_build_is_no_rsa_key_and_readable_by_its_owner_alone(tmp_pa
     made = imaging.make_key(tmp_path)
     assert made["authorized_key"].startswith("ssh-ed25519 ")
     assert Path(made["ssh_private_key_file"]).stat().st_mode & 0o077 == 0
+
+
+BUILDING = """#!/bin/sh
+trap 'echo removing what was made; exit 4' INT
+echo "building, $CHECKPOINT_DISABLE"
+case $2 in
+    fails) exit 3 ;;
+    lasts) while :; do sleep 0.02; done ;;
+esac
+echo '{"builds": [{"artifact_id": "eu-west-1:ami-1"}]}' >"$2"
+"""
+BUILD = """
+import os, sys
+from pathlib import Path
+from nommerd import imaging
+print(imaging.build(imaging.Packer(sys.argv[1], (1, 6, 6)), sys.argv[1:], Path(sys.argv[3]), os.environ))
+"""
+
+
+def built(folder: Path, what: str) -> subprocess.Popen[str]:
+    """A build by something that does as Packer does, in a process group of its own, as on a terminal."""
+    program = folder / "packer"
+    program.write_text(BUILDING)
+    program.chmod(0o755)
+    return subprocess.Popen([sys.executable, "-c", BUILD, str(program), "build", what], stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
+def test_a_build_says_on_stderr_what_packer_says_and_gives_the_images(tmp_path: Path) -> None:
+    out, err = built(tmp_path, str(tmp_path / "manifest.json")).communicate(timeout=20)
+    assert (out, err) == ("{'eu-west-1': 'ami-1'}\n", "building, 1\n"), "and it calls nobody to tell that it is used"
+
+
+def test_a_build_that_fails_has_no_images_even_where_an_older_manifest_is(tmp_path: Path) -> None:
+    (tmp_path / "fails").write_text('{"builds": [{"artifact_id": "eu-west-1:ami-1"}]}')
+    out, err = built(tmp_path, "fails").communicate(timeout=20)
+    assert (out, "packer build ended with 3." in err) == ("", True), err
+
+
+def test_an_interrupted_build_waits_until_packer_has_removed_what_it_made(tmp_path: Path) -> None:
+    build = built(tmp_path, "lasts")
+    assert build.stderr is not None
+    assert build.stderr.readline() == "building, 1\n"
+    os.killpg(build.pid, signal.SIGINT)
+    _, err = build.communicate(timeout=20)
+    assert err.startswith("removing what was made\n")
+    assert "packer build ended with 4." in err
+
+
+def test_what_packer_finds_wrong_is_told_with_its_words(tmp_path: Path) -> None:
+    program = tmp_path / "packer"
+    program.write_text("#!/bin/sh\n[ $1 = fmt ] || { echo 'no such variable'; exit 1; }\n")
+    program.chmod(0o755)
+    sets = {("debian-12", "arm64"): imaging.variable_sets()["debian-12", "arm64"]}
+    found = list(imaging.check(imaging.Packer(str(program), (1, 6, 6)), sets, {}, {"PATH": "/usr/bin:/bin"}))
+    assert {one.what: one.fault for one in found if one.fault} == {"debian-12 on arm64": "no such variable"}
+    assert len(found) == 4
 
 
 def test_the_images_are_read_from_packers_manifest(tmp_path: Path) -> None:
