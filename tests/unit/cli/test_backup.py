@@ -11,6 +11,8 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from contextlib import closing
@@ -212,6 +214,17 @@ def test_a_link_in_somebodys_data_directory_does_not_get_roots_file_into_a_backu
     assert not (tmp_path / "b.tar.gz").exists()
 
 
+def test_root_keeps_nothing_of_its_own_meanwhile_and_has_all_again_then(theirs: Settings) -> None:
+    def me() -> tuple[int, int, list[int]]:
+        return os.geteuid(), os.getegid(), os.getgroups()
+
+    before = me()
+    with pytest.raises(ZeroDivisionError), backups.as_owner(theirs.data_dir):
+        assert me() == (54321, 54322, [54322])
+        raise ZeroDivisionError
+    assert me() == before
+
+
 class TestRestore:
     @pytest.mark.parametrize("name", [TOKEN, f"{DATABASE}.lock", f"{DATABASE}.feeder.lock"])
     def test_links_in_somebodys_data_directory_lead_root_nowhere(self, theirs: Settings, good: Path, name: str) -> None:
@@ -285,6 +298,39 @@ class TestRestore:
             assert refused(settings, good).code == "config.feeder_running"
         finally:
             lock.close()
+
+    def test_it_refuses_while_any_program_has_the_database_open(self, settings: Settings, good: Path) -> None:
+        code = ("import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT count(*) FROM jobs'); "
+                "print('open', flush=True); input()")
+        database = str(settings.database_path(settings.store))
+        with subprocess.Popen([sys.executable, "-c", code, database], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+            assert other.stdout is not None
+            assert other.stdout.readline() == b"open\n"
+            with pytest.raises(ConfigError) as caught:
+                restoring.restore(settings, good, force=True)
+            other.communicate(b"\n")
+        assert caught.value.code == "config.in_use"
+
+    def test_nobody_can_open_it_meanwhile_and_it_comes_last(self, settings: Settings, good: Path,
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+        """Cut off after the first file, it still is the one of before."""
+        database = settings.database_path(settings.store)
+        settings.token_file.write_text("another\n")
+
+        def cut_off(_: Path) -> None:
+            with Path(f"{database}.lock").open() as lock, pytest.raises(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            raise ZeroDivisionError
+
+        store = open_store(settings)
+        store.create(Job(id="three", pipeline="web", recipe="r" * 64, source="file:///i", dest="file:///o", created=utcnow(),
+                         updated=utcnow()))
+        store.close()
+        monkeypatch.setattr(restoring, "sync_folder", cut_off)
+        with pytest.raises(ZeroDivisionError):
+            restoring.restore(settings, good, force=True)
+        assert CANARY in settings.token_file.read_text()
+        assert backups.checked(database, "it")[1] == 3, "nothing of the backup's yet"
 
     def test_a_backup_of_a_newer_version_is_refused_with_what_to_do(self, settings: Settings, good: Path) -> None:
         bad = repacked(good, lambda members: with_manifest(members, schema_version=len(MIGRATIONS) + 1, nommerd="9.1"))
@@ -374,3 +420,12 @@ def test_what_a_killed_backup_or_restore_left_goes_with_the_next_one_unless_some
         backups.make(settings, good, force=True)
     assert [path for path in left if path.exists()] == []
     assert all(path.exists() for path in kept)
+
+
+def test_what_is_being_written_is_not_taken_for_left_however_long_it_takes(tmp_path: Path) -> None:
+    with backups.beside(tmp_path / "b") as first:
+        os.utime(first, (1, 1))
+        with backups.beside(tmp_path / "b") as second:
+            assert first.exists()
+            assert second.exists()
+    assert list(tmp_path.iterdir()) == []
