@@ -27,9 +27,10 @@ SHUTDOWN = "/usr/sbin/shutdown"
 
 _SAFE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]{0,63}")  # a version, a region, a cluster's name
 _PATH = re.compile(r"(/[A-Za-z0-9_][A-Za-z0-9._-]*)+")
-# folders of the system itself, and all in the first ones: what becomes the data directory changes its owner
-_SYSTEM = re.compile(r"/(bin|boot|dev|etc|lib\d*|libx32|proc|root|run|sbin|sys|tmp|usr)(/.*)?"
-                     r"|/(home|lost\+found|media|mnt|opt|snap|srv|var)|/var/[^/]+|/(var/lib|home)/(?!nommerd)[^/]+")
+# folders of the system itself and of nommerd's code, and all in the first ones: what becomes the data directory changes its
+# owner
+_SYSTEM = re.compile(r"/(bin|boot|dev|etc|lib\d*|libx32|proc|root|run|sbin|sys|tmp|usr|opt/nommerd(-[^/]*)?)(/.*)?"
+                     r"|/(home|lost\+found|media|mnt|opt|snap|srv|var|var/opt)|/var/(?!lib/nommerd|opt/).*|/home/(?!nommerd)[^/]+")
 
 # Supervisor gets its file last: were it there from the beginning, a supervisor that boots first would start too early. One
 # that is just booting may have read its files before and not yet answer: it is asked until it does.

@@ -57,7 +57,8 @@ def test_a_data_directory_on_a_volume_of_its_own_is_made_the_users(tmp_path: Pat
 
 
 @pytest.mark.parametrize("data", ["data", "'/srv/a b'", "'/srv/$(reboot)'", "/srv/../etc", "/etc", "/usr/lib", "/var/lib",
-                                  "/var/lib/dpkg", "/srv"])
+                                  "/var/lib/dpkg", "/var/lib/dpkg/info", "/var/spool/cron", "/var/log/nommerd", "/opt/nommerd",
+                                  "/opt/nommerd/data", "/opt/nommerd-0123456789ab", "/var/opt", "/home/admin", "/srv"])
 def test_a_data_directory_that_means_nothing_there_is_refused(data: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         told(tmp_path, f"paths: {{data: {data}}}\n")
