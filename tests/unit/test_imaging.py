@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -160,9 +161,13 @@ def test_a_build_that_fails_has_no_images_even_where_an_older_manifest_is(tmp_pa
 def test_an_interrupted_build_waits_until_packer_has_removed_what_it_made(tmp_path: Path) -> None:
     build = built(tmp_path, "lasts")
     assert build.stderr is not None
-    assert build.stderr.readline() == "building, 1\n"
-    os.killpg(build.pid, signal.SIGINT)
-    _, err = build.communicate(timeout=20)
+    try:
+        assert build.stderr.readline() == "building, 1\n"
+        os.killpg(build.pid, signal.SIGINT)
+        _, err = build.communicate(timeout=20)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(build.pid, signal.SIGKILL)
     assert err.startswith("removing what was made\n")
     assert "packer build ended with 4." in err
 
