@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -253,12 +254,22 @@ def find_file(explicit: Path | None, env: Mapping[str, str]) -> Path | None:
     """The configuration file to read, None for defaults alone. ConfigError when a named one is missing."""
     named = explicit or (Path(env["NOMMERD_CONFIG"]) if env.get("NOMMERD_CONFIG") else None)
     if named is None:
-        return SYSTEM_FILE if SYSTEM_FILE.is_file() else None
-    if not named.is_file():
+        return SYSTEM_FILE if _is_file(SYSTEM_FILE) else None
+    if not _is_file(named):
         option = "-c" if explicit else "NOMMERD_CONFIG"
         raise ConfigError("config.missing_file", f"There is no configuration file {named}.",
                           f"It is named by {option}; conf/nommerd.yaml is one to start from.")
     return named.absolute()
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return stat.S_ISREG(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:  # the machine's own, for example, which lies in a folder for root and the daemons alone
+        raise ConfigError("config.unreadable", f"{path} cannot be read: {error.strerror}.",
+                          "Ask as a user who may read it, or name another file with -c.") from None
 
 
 def load(path: Path | None, env: Mapping[str, str]) -> Settings:

@@ -35,6 +35,13 @@ def faults(path: Path | None, env: dict[str, str] | None = None) -> list[str]:
     return [str(error) for error in errors]
 
 
+def test_a_file_that_one_may_not_even_look_for_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / ("n" * 256)  # root may look into any folder, but not for that
+    monkeypatch.setattr("nommerd.config.SYSTEM_FILE", path)
+    for named in (path, None):
+        assert faults(named)[0].startswith(f"config.unreadable: {path} cannot be read: File name too long.")
+
+
 def test_without_a_file_every_key_has_its_default() -> None:
     settings = load(None, HOME)
     assert settings.model_copy(update={"paths": Settings().paths}) == Settings()
