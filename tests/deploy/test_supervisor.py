@@ -71,6 +71,9 @@ def test_what_cannot_work_is_never_running_and_is_tried_later_and_later(ready: R
     pauses = [(again - exited).total_seconds() for exited, again in pairs]
     assert pauses[2] > pauses[0] + 0.5, pauses
     assert "/etc/nommerd/nommerd.yaml:1:10" in machine.log("feeder")
+    (ready.path / "etc/nommerd/nommerd.yaml").unlink()  # which defaults do not make up for: they have another database
+    wait_until(lambda: all("config.missing_file" in machine.log(name) for name in ("feeder", "worker")), 30,
+               lambda: machine.log("feeder") + machine.log("worker"))
 
 
 def test_a_feeder_whose_store_does_not_answer_is_never_running(ready: Root) -> None:
