@@ -124,10 +124,15 @@ if ((${#missing[@]})); then
         ((++tries <= 5)) || { tail -n 30 "$scratch/apt" >&2; fail "apt-get could not read its sources (above)"; }
         sleep 10
     done
-    if ! "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >"$scratch/apt" 2>&1 9>&-; then
+    # what was interrupted is ended first; where that cannot be, apt-get says so
+    dpkg --force-confdef --force-confold --configure -a >"$scratch/apt" 2>&1 9>&- || :
+    tries=1
+    until "${apt[@]}" install -y --no-install-recommends "${missing[@]}" >"$scratch/apt" 2>&1 9>&-; do
+        # DPkg::Lock::Timeout does not wait for one who only fetches packages, as the system's own updates do
+        ! grep -q 'Could not get lock /var/cache/apt/archives/lock' "$scratch/apt" || ((++tries > 30)) || { sleep 10; continue; }
         tail -n 30 "$scratch/apt" >&2
         fail "apt-get could not install the packages (above)"
-    fi
+    done
     did "packages: ${missing[*]}"
 else
     say ok packages
