@@ -195,7 +195,10 @@ say ok "self-test: a clip was encoded and verified by the user nommerd"
 # --- configuration -----------------------------------------------------------------------------------------------------
 
 if ! $image; then
-    folder /srv/media nommerd:nommerd 2775
+    # a share that was mounted there, or given to others, stays theirs
+    [[ -e /srv/media ]] || folder /srv/media nommerd:nommerd 2775
+    as_user test -r /srv/media -a -w /srv/media -a -x /srv/media ||
+        say note "/srv/media: the user nommerd may not read and write there"
     config=/etc/nommerd/nommerd.yaml
     [[ -e $config ]] || file "$config" 640 nommerd "$here/files/nommerd.yaml"
     # somebody's own: its text is not touched
@@ -210,6 +213,7 @@ fi
 # it works, and takes this configuration: from here on this version is the machine's
 if [[ $(readlink /opt/nommerd || :) != "$release" ]]; then
     [[ ! -d /opt/nommerd || -L /opt/nommerd ]] || fail "/opt/nommerd is a folder that this script did not make: move it away"
+    [[ ! -e /opt/nommerd ]] || touch "$(readlink /opt/nommerd)" # it was in use until now: of the others, the latest
     ln -sfn "$release" /opt/nommerd.new
     mv -T /opt/nommerd.new /opt/nommerd
     did "$(/opt/nommerd/bin/nommerd --version) in $release"
@@ -270,8 +274,22 @@ if [[ -d /run/systemd/system ]]; then
         sleep 1
     done
 fi
+updated=""
 if supervisorctl pid >/dev/null 2>&1; then
-    supervisorctl update
+    # a daemon that runs is restarted by its operator, in an order of their own; what only watches it is restarted here
+    supervisorctl reread >"$scratch/reread" || { cat "$scratch/reread" >&2; fail "supervisor does not take its files (above)"; }
+    while IFS=': ' read -r name state; do
+        case $name:$state in
+            nommerd-*:available) supervisorctl add "$name" ;;
+            nommerd-*-health:changed) supervisorctl update "$name" ;;
+            nommerd-*:changed)
+                if grep -qE ' (RUNNING|STOPPED|EXITED) ' <<<"$(supervisorctl status "$name" || :)"; then
+                    updated+=" $name "
+                else
+                    supervisorctl update "$name"
+                fi ;;
+        esac
+    done <"$scratch/reread"
 else
     service supervisor start >/dev/null 9>&-
 fi
@@ -290,6 +308,10 @@ done
 echo "$states"
 for role in "${roles[@]}"; do
     pid=$(supervisorctl pid "nommerd-$role" || :)
+    if [[ $updated == *" nommerd-$role "* ]]; then
+        say note "nommerd-$role still goes by its file of before: supervisorctl update nommerd-$role (which starts it)"
+        continue
+    fi
     if [[ $pid != [1-9]* ]]; then
         say note "nommerd-$role was stopped, and stays so: supervisorctl start nommerd-$role"
         continue

@@ -62,7 +62,16 @@ def test_a_new_version_leaves_the_one_that_runs_alone_and_going_back_is_the_same
     text = init.read_text()
     init.write_text(text.replace('__version__ = "0.1.0"', '__version__ = "0.1.1"'))
     assert init.read_text() != text
+    conf = machine.path / "root/nommerd/conf/supervisor/worker.conf"
+    kept_conf = conf.read_text()
+    conf.write_text(kept_conf.replace("startsecs=15", "startsecs=14"))
+    worker = machine.run("supervisorctl", "pid", "nommerd-worker").stdout
+    machine.run("chown", "games:games", "/srv/media")
     done = machine.run(*PROVISION, *BOTH)
+    assert "nommerd-worker still goes by its file of before: supervisorctl update nommerd-worker" in done.stdout
+    assert machine.run("supervisorctl", "pid", "nommerd-worker").stdout == worker, "its operator restarts it"
+    assert "/srv/media: the user nommerd may not read and write there" in done.stdout
+    assert machine.run("stat", "-c", "%U", "/srv/media").stdout.strip() == "games"
     assert "nommerd-feeder still runs its version: supervisorctl restart nommerd-feeder" in done.stdout
     after = machine.run("readlink", "/opt/nommerd").stdout
     assert after != before
@@ -73,10 +82,19 @@ def test_a_new_version_leaves_the_one_that_runs_alone_and_going_back_is_the_same
     pid = machine.run("supervisorctl", "pid", "nommerd-feeder").stdout.strip()
     assert after.strip() in (machine.path / f"proc/{pid}/cmdline").read_text()
     init.write_text(text)
+    conf.write_text(kept_conf)
+    # of those that stay behind, the one that was in use goes on, not the one that was made last; and one that still runs
+    machine.shell("mkdir /opt/nommerd-aaaaaaaaaaaa /opt/nommerd-bbbbbbbbbbbb /opt/nommerd-cccccccccccc; touch -d yesterday"
+                  " /opt/nommerd-aaaaaaaaaaaa; cp /bin/sleep /opt/nommerd-cccccccccccc/")
+    running = machine.start("/opt/nommerd-cccccccccccc/sleep", "600")
     # what an operator has stopped stays so; what others could read is closed again
     machine.run("supervisorctl", "stop", "nommerd-worker")
     (machine.path / "etc/nommerd/nommerd.yaml").chmod(0o644)
     last = machine.run(*PROVISION, *BOTH).stdout
+    running.kill()
+    running.wait()
+    kept = set(machine.shell("ls -d /opt/nommerd-*").stdout.split())
+    assert kept == {before.strip(), after.strip(), "/opt/nommerd-cccccccccccc"}
     assert machine.run("readlink", "/opt/nommerd").stdout == before
     assert "nommerd-worker was stopped, and stays so" in last
     assert "changed    who may read /etc/nommerd/nommerd.yaml" in last
