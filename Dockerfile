@@ -22,10 +22,13 @@ RUN /opt/nommerd/bin/pip install --quiet --no-cache-dir --constraint deploy/ami/
 
 
 FROM ${BASE}
-# tini: ffmpeg's orphans are reaped, and signals arrive, whatever runs the container
+# tini: ffmpeg's orphans are reaped, and signals arrive, whatever runs the container. Of what ffmpeg brings, what draws on
+# screens by software is a quarter, and is loaded when a window opens: never here.
 RUN apt-get update -qq \
     && apt-get install -y -qq --no-install-recommends ca-certificates ffmpeg python3 tini \
-    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log /var/cache/debconf/*-old
+    && rm -rf /usr/lib/*/libLLVM-*.so* /usr/lib/llvm-* /usr/lib/*/libz3.so* /usr/lib/*/dri/*_dri.so \
+    && rm -rf /var/lib/apt/lists/* /var/cache/apt/* /var/log/apt /var/log/dpkg.log /var/cache/debconf/*-old \
+    && ffmpeg -hide_banner -loglevel error -f lavfi -i testsrc=d=1 -c:v libx264 -f null -
 # 1000 is the first user of most machines: media folders that are bind-mounted mostly belong to it
 RUN groupadd --gid 1000 nommerd \
     && useradd --uid 1000 --gid nommerd --home-dir /var/lib/nommerd --no-create-home --shell /usr/sbin/nologin nommerd \

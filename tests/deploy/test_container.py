@@ -141,7 +141,7 @@ def test_the_image_holds_the_application_and_ffmpeg_and_nothing_that_its_user_co
     assert inside("ls -d /opt/nommerd/bin/pip* /root/.cache /build /var/lib/apt/lists/* 2>/dev/null || :") == ""
     told = json.loads(engine.run("image", "inspect", IMAGE).stdout)[0]
     base = json.loads(engine.run("image", "inspect", engines.BASE).stdout)[0]
-    assert told["Size"] - base["Size"] < 700e6
+    assert told["Size"] - base["Size"] < 500e6
 
 
 @pytest.mark.slow
