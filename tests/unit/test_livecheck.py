@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -95,7 +94,7 @@ def test_one_that_opens_and_closes_files_all_the_time_listens_at_each_look() -> 
 
 
 def test_a_connection_is_no_place_where_it_listens_and_an_answer_at_one_of_two_is_enough() -> None:
-    with listener() as pid, socket.create_server(("127.0.0.1", 0)) as second, socket.create_connection(second.getsockname()):
+    with listener(places=2) as pid:
         two = listening(pid)
         assert len(two) == 2
         supervisor = Supervisor(pid)
@@ -206,8 +205,15 @@ def silent(address: Address) -> bool:
 
 
 @contextmanager
-def listener() -> Iterator[int]:
-    """A process that listens: this one."""
-    with socket.create_server(("127.0.0.1", 0)):
-        assert listening(os.getpid())
-        yield os.getpid()
+def listener(places: int = 1) -> Iterator[int]:
+    """A process that listens at as many places, and has a connection."""
+    code = ("import socket, sys\nservers = [socket.create_server(('127.0.0.1', 0)) for _ in range(int(sys.argv[1]))]\n"
+            "ours = socket.create_connection(servers[0].getsockname()), servers[0].accept()\nprint(flush=True)\ninput()")
+    process = subprocess.Popen([sys.executable, "-c", code, str(places)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"\n"
+        yield process.pid
+    finally:
+        process.kill()
+        process.communicate()
