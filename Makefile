@@ -30,6 +30,7 @@ test-all: test test-wheels test-deploy
 lint: $(VENV)/.dev
 	$(BIN)/ruff check setup.py nommerd tests benchmarks tools
 	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
 
 # The pages that are made of the code.
 docs: $(VENV)/.installed
