@@ -22,9 +22,9 @@ finally:
 """
 
 
-def loaded(*arguments: str) -> list[str]:
+def loaded(*arguments: str, **more: str) -> list[str]:
     """Heavy modules that a command imported, whatever became of it (no feeder answers on port 1)."""
-    env = {**os.environ, "NOMMERD_URL": "http://127.0.0.1:1", "NOMMERD_TOKEN": "x"}
+    env = {**os.environ, "NOMMERD_URL": "http://127.0.0.1:1", "NOMMERD_TOKEN": "x", **more}
     ended = subprocess.run([sys.executable, "-c", PROBE, *arguments], capture_output=True, text=True, env=env, timeout=30)
     line = next(line for line in ended.stderr.splitlines() if line.startswith("LOADED"))
     assert "Traceback" not in ended.stderr, ended.stderr
@@ -40,6 +40,12 @@ def loaded(*arguments: str) -> list[str]:
                          ids=" ".join)
 def test_client_commands_and_help_import_nothing_heavy(arguments: list[str]) -> None:
     assert loaded(*arguments) == []
+
+
+@pytest.mark.parametrize("words", ["e", "encode --o", "jobs ls --", "doctor --", "encode a b -p web-4"])
+def test_completion_imports_nothing_heavy(words: str) -> None:
+    asked = f"nommerd {words}"
+    assert loaded(_NOMMERD_COMPLETE="bash_complete", COMP_WORDS=asked, COMP_CWORD=str(len(asked.split()) - 1)) == []
 
 
 def test_the_probe_sees_heavy_modules_where_there_are_some() -> None:

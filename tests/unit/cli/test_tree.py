@@ -9,7 +9,6 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -198,19 +197,6 @@ def test_lists_of_commands_are_not_cut_off() -> None:
         listed = here(None, group, "--help", COLUMNS="80").stdout.partition("Commands:")[2].partition("Examples:")[0]
         assert listed
         assert "..." not in listed, group
-
-
-@pytest.mark.parametrize("words", [["e"], ["encode", "--o"], ["jobs", "ls", "--"], ["doctor", "--"]], ids=" ".join)
-def test_completion_is_quick(words: list[str]) -> None:
-    """At the third try at the latest: others use the machine, too."""
-    took = []
-    for _ in range(3):
-        begun = time.monotonic()
-        assert completed(*words)
-        took.append(time.monotonic() - begun)
-        if took[-1] < 0.3:
-            return
-    raise AssertionError(f"{took} s")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
