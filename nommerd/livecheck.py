@@ -7,6 +7,7 @@ to /healthz is a sign of life. No answer twice in a row is not: one time-out alo
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import struct
@@ -24,53 +25,58 @@ ANSWER_SECONDS = 10.0
 MISSES = 2  # in a row, of one process
 LISTEN = "0A"  # a socket's state in /proc/net/tcp
 RUNNING = 20  # a process's state, as supervisor numbers them
+# connecting fails on this side: the address says nothing about who listens there
+NOT_FROM_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EHOSTUNREACH, errno.EINVAL, errno.ENETUNREACH})
 
 Address = tuple[str, int]
 
 
 def listening(pid: int) -> list[Address]:
-    """The TCP addresses, to connect to from this machine, on which this process listens; none where it is gone."""
+    """The TCP addresses, to connect to from this machine, on which this process listens; none where it is gone. Raises
+    PermissionError where nobody may look at it, as in containers without CAP_SYS_PTRACE."""
     found = []
     try:
         links = set()
         for link in Path(f"/proc/{pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # closed meanwhile: a busy process opens and closes all the time
                 links.add(str(link.readlink()))
-        for table in ("tcp", "tcp6"):
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    for table in ("tcp", "tcp6"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # a kernel without IPv6; a process that has ended
             for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
                 fields = line.split()
                 if fields[3] == LISTEN and f"socket:[{fields[9]}]" in links:
-                    found.append(_address(fields[1]))
-    except (FileNotFoundError, ProcessLookupError):
-        return []
+                    found += _addresses(fields[1])
     return found
 
 
-def _address(text: str) -> Address:
-    """As the kernel writes it: 32-bit words in this machine's byte order, a colon, the port."""
+def _addresses(text: str) -> list[Address]:
+    """As the kernel writes it: 32-bit words in this machine's byte order, a colon, the port. All addresses of IPv6 may be
+    those of IPv4 too, and the only ones that a machine has."""
     words, port = text.split(":")
     packed = struct.pack(f"={len(words) // 8}I", *(int(words[at:at + 8], 16) for at in range(0, len(words), 8)))
     host = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-    if ip_address(host).is_unspecified:
-        host = "127.0.0.1" if len(packed) == 4 else "::1"
-    return host, int(port, 16)
+    hosts = [host] if not ip_address(host).is_unspecified else ["127.0.0.1"] if len(packed) == 4 else ["::1", "127.0.0.1"]
+    return [(one, int(port, 16)) for one in hosts]
 
 
-def answers(address: Address, seconds: float = ANSWER_SECONDS) -> bool:
-    """Whether a first byte of an answer comes, of any kind: what follows could be kept waiting for."""
+def answers(address: Address, seconds: float = ANSWER_SECONDS) -> bool | None:
+    """Whether a first byte of an answer comes, of any kind: what follows could be kept waiting for. None where it cannot be
+    asked from here."""
     request = "GET /healthz HTTP/1.1\r\nHost: localhost\r\nUser-Agent: nommerd-livecheck\r\nConnection: close\r\n\r\n"
     try:
         with socket.create_connection(address, seconds) as connection:
             connection.sendall(request.encode("ascii"))
             return connection.recv(65536) != b""
-    except OSError:
-        return False
+    except OSError as error:
+        return None if error.errno in NOT_FROM_HERE else False
 
 
 class LiveCheck:
     """`look` once in a while. `supervisor`: its XML-RPC methods."""
 
-    def __init__(self, supervisor: Any, program: str, answers: Callable[[Address], bool] = answers) -> None:
+    def __init__(self, supervisor: Any, program: str, answers: Callable[[Address], bool | None] = answers) -> None:
         self._supervisor, self._program, self._answers = supervisor, program, answers
         self._pid, self._misses = 0, 0
 
@@ -82,8 +88,8 @@ class LiveCheck:
             logs.get().warning("health.not_told", program=self._program, why=fault.faultString)
             return
         pid = process["pid"]
-        addresses = listening(pid) if process["state"] == RUNNING else []
-        if pid != self._pid or not addresses or any(map(self._answers, addresses)):
+        addresses = self._listening(pid) if process["state"] == RUNNING else []
+        if pid != self._pid or self._alive(addresses):
             self._pid, self._misses = pid, 0
             return
         self._misses += 1
@@ -91,6 +97,23 @@ class LiveCheck:
         logs.get().warning("health.no_answer", misses=self._misses, **told)
         if self._misses >= MISSES:
             self._kill(pid, told)
+
+    def _listening(self, pid: int) -> list[Address]:
+        try:
+            return listening(pid)
+        except PermissionError as error:
+            if pid != self._pid:
+                logs.get().warning("health.not_asked", program=self._program, pid=pid, why=str(error))
+            return []
+
+    def _alive(self, addresses: list[Address]) -> bool:
+        """Nothing says that it is not."""
+        told = set()
+        for address in addresses:
+            told.add(self._answers(address))
+            if True in told:
+                return True
+        return False not in told
 
     def _kill(self, pid: int, told: dict[str, Any]) -> None:
         """Not a stop and a start: were an operator to stop it meanwhile, that would start it again."""

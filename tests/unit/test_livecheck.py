@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from threading import Thread
 from xmlrpc.client import Fault
 from xmlrpc.server import SimpleXMLRPCServer
 
 import pytest
 
-from nommerd import livecheck
+from nommerd import livecheck, logs
 from nommerd.livecheck import Address, LiveCheck, answers, listening
 from tests.rig import wait_until
 
@@ -57,13 +59,65 @@ class Supervisor:
         self.signals.append(f"{program} {signal}")
 
 
-@pytest.mark.parametrize(("bound", "reached"), [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::1", "::1"),
-                                                ("::", "::1"), ("127.1.2.3", "127.1.2.3")])
-def test_a_process_is_asked_where_it_listens(bound: str, reached: str) -> None:
+@pytest.mark.parametrize(("bound", "reached"), [
+    ("127.0.0.1", ["127.0.0.1"]), ("0.0.0.0", ["127.0.0.1"]), ("::1", ["::1"]), ("::", ["::1", "127.0.0.1"]),
+    ("127.1.2.3", ["127.1.2.3"])])
+def test_a_process_is_asked_where_it_listens(bound: str, reached: list[str]) -> None:
     with server(bound) as pid:
-        (address,) = listening(pid)
-        assert address[0] == reached
-        assert answers(address), "any answer is one"
+        addresses = listening(pid)
+        assert [host for host, _ in addresses] == reached
+        assert all(map(answers, addresses)), "any answer is one"
+
+
+@pytest.mark.parametrize("host", ["fe80::1", "192.0.2.1"])
+def test_an_address_that_this_machine_cannot_ask_says_nothing(host: str) -> None:
+    without_routes = ["unshare", "--net", sys.executable, "-c",
+                      f"from nommerd.livecheck import answers; print(answers(({host!r}, 8001), 5))"]
+    assert subprocess.run(without_routes, capture_output=True, text=True, timeout=30).stdout == "None\n"
+    with listener() as pid:
+        supervisor = Supervisor(pid)
+        check = LiveCheck(supervisor, "daemon", lambda address: None)
+        for _ in range(4):
+            check.look()
+        assert supervisor.signals == []
+
+
+def test_a_kernel_without_ipv6_and_a_process_that_nobody_may_look_at_are_borne(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    read = Path.read_text
+    with server() as pid, monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", lambda path, **how: read(path.with_name("none") if path.name == "tcp6" else path, **how))
+        assert len(listening(pid)) == 1
+    with server() as pid, monkeypatch.context() as patch:
+        patch.setattr(livecheck, "listening", not_allowed)
+        logs.configure(sys.stderr, json=True, level="info")
+        supervisor = Supervisor(pid)
+        check = LiveCheck(supervisor, "daemon", silent)
+        for _ in range(4):
+            check.look()
+        assert supervisor.signals == []
+        assert capsys.readouterr().err.count("health.not_asked") == 1, "told once for each process"
+
+
+def not_allowed(pid: int) -> list[Address]:
+    raise PermissionError(13, "Permission denied")
+
+
+def test_it_asks_for_life_and_not_for_readiness() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        asked: list[bytes] = []
+
+        def serve() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                asked.append(connection.recv(65536))
+                connection.sendall(b"HTTP/1.1 503 Not ready\r\n\r\n")
+
+        thread = Thread(target=serve)
+        thread.start()
+        assert answers(("127.0.0.1", listener.getsockname()[1]))
+        thread.join()
+    assert asked[0].startswith(b"GET /healthz HTTP/1.1\r\n"), "one whose store is slow is alive"
 
 
 @pytest.mark.parametrize(("sent", "is_one"), [(b"HTTP/1.1 100 Continue\r\n", True), (b"", False)])
@@ -114,13 +168,16 @@ def test_what_does_not_listen_or_is_gone_has_no_addresses() -> None:
 def test_a_stopped_process_does_not_answer_and_is_killed_at_the_second_miss() -> None:
     with server() as pid:
         supervisor = Supervisor(pid)
-        check = LiveCheck(supervisor, "daemon", lambda address: answers(address, 0.3))
+        check = LiveCheck(supervisor, "daemon")
         check.look()
         os.kill(pid, signal.SIGSTOP)
-        check.look()
-        assert supervisor.signals == []
-        check.look()
+        check._answers = lambda address: answers(address, 0.3)
+        for _ in range(2):
+            assert supervisor.signals == []
+            check.look()
         assert supervisor.signals == ["daemon KILL"]
+        check.look()
+        assert supervisor.signals == ["daemon KILL"], "what supervisor has not yet reaped has two looks again"
 
 
 @pytest.mark.parametrize("state", [0, 10, 30, 40, 100, 200])
