@@ -17,7 +17,7 @@ from nommerd.config import Settings
 from nommerd.errors import ConfigError, ManyErrors, NommerdError
 from nommerd.pipeline.loader import load_yaml
 from nommerd.pipeline.tree import walk
-from nommerd.places import default_data_dir
+from nommerd.places import SYSTEM_DATA, SYSTEM_FILE, default_data_dir
 from nommerd.secrets import Keyring, Secret, check_webhook_secret
 
 FAMILY = "config"
@@ -59,6 +59,8 @@ def read(file: Path | None, env: Mapping[str, str]) -> Settings:
     if file is not None:
         _read_file(draft, file)
     _read_environment(draft, env)
+    if file == SYSTEM_FILE:
+        _fill_in(draft.values)
     try:
         settings = Settings.model_validate(draft.values)
     except ValidationError as error:
@@ -94,6 +96,19 @@ def _read_file(draft: Draft, file: Path) -> None:
     draft.places = {path: node.key_place for path, node in walk(root)}
     _make_absolute(draft.values, file.parent)
     return None
+
+
+def _fill_in(values: dict[str, Any]) -> None:
+    """Where the machine's own file leaves out paths, they are those of the machine, whoever asks."""
+    paths = values.setdefault("paths", {})
+    if not isinstance(paths, dict):
+        return
+    if paths.get("data") is None:
+        paths["data"] = str(SYSTEM_DATA)
+    for kind in ("pipelines", "presets"):
+        folder = SYSTEM_FILE.parent / kind
+        if kind not in paths and folder.is_dir():
+            paths[kind] = [str(folder)]
 
 
 def _read_environment(draft: Draft, env: Mapping[str, str]) -> None:

@@ -292,7 +292,7 @@ class Feeder:
         """Whether it listens and its store answers."""
         try:
             self._check_ready()
-        except InfrastructureError:
+        except NommerdError:
             return False
         return bool(self._server.started)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 SYSTEM_FILE = Path("/etc/nommerd/nommerd.yaml")
+SYSTEM_DATA = Path("/var/lib/nommerd")  # the data directory of a machine's own installation
 DEFAULT_URL = "http://127.0.0.1:8001"
 TOKEN_NAME = "token"
 

@@ -17,7 +17,9 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import gevent
@@ -50,6 +52,9 @@ from nommerd.storage import open_registry
 from nommerd.store import open_store
 from nommerd.store.base import Store, WorkerRecord
 from nommerd.workspace import Workspaces
+
+if TYPE_CHECKING:
+    from nommerd.boot import Booted
 
 RECEIVE_SECONDS = 20.0  # one receive waits at most this long
 NOTICE_SECONDS = 5.0  # between looks for a notice of AWS
@@ -98,7 +103,7 @@ class Worker:
             return False
         try:
             self._store.ping()
-        except InfrastructureError:
+        except NommerdError:
             return False
         return True
 
@@ -282,17 +287,17 @@ def backoff_seconds(failures: int) -> float:
     return most * (0.5 + random.random() / 2)
 
 
-def main(settings: Settings, *, name: str | None = None, local: bool = True, booted: Clients | None = None,
+def main(settings: Settings | Callable[[], Booted], *, name: str | None = None, local: bool = True,
          ready_within: float | None = None) -> int:
     """Run a worker until SIGTERM or SIGINT, or until its node ends. 0 when it stopped, 2 for a configuration that must be
     changed, 1 otherwise, also where it is not ready within so many seconds. SIGHUP changes nothing: recipes come with jobs.
 
-    `local`: this is no EC2 node, and nobody is asked. `booted`: it surely is one, and these are its clients. It makes
-    nothing but its workspaces: data directory and keys are the feeder's to make. The process is patched already.
+    `settings`: or what fetches them, for an EC2 node. `local`: this is none, and nobody is asked. It makes nothing but its
+    workspaces: data directory and keys are the feeder's to make. The process is patched already.
     """
     try:
         with Start(ready_within, process_age()) as start:
-            _run(settings, name, local, booted, start)
+            _run(settings, name, local, start)
         return 0
     except (ConfigError, ManyErrors) as error:
         print(error, file=sys.stderr, flush=True)
@@ -315,7 +320,12 @@ def make_tools(settings: Settings, store: Store, clients: Clients) -> Tools:
                  keep_days=settings.jobs.keep_finished_days)
 
 
-def _run(settings: Settings, name: str | None, local: bool, booted: Clients | None, start: Start) -> None:
+def _run(given: Settings | Callable[[], Booted], name: str | None, local: bool, start: Start) -> None:
+    if isinstance(given, Settings):
+        settings, booted = given, None
+    else:
+        fetched = given()
+        settings, booted = fetched.settings, fetched.clients
     if not settings.data_dir.is_dir():
         raise ConfigError("config.no_data", f"The data directory {settings.data_dir} is missing.",
                           "`nommerd up` and `nommerd feeder` make it; start one first, or set paths.data.", place="paths.data")

@@ -3,7 +3,8 @@
 # that up to date and changes nothing else. docs/deploy.md says what it makes.
 set -Eeuo pipefail
 umask 022 # root's may be stricter, and what is installed here is for the user nommerd
-unset CDPATH PYTHONHOME PYTHONPATH
+unset CDPATH LANGUAGE PYTHONHOME PYTHONPATH TMPDIR
+export LC_ALL=C.UTF-8 # what programs say, and the order in which files are sorted, are the same whoever calls this
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin # `su` leaves out the sbin ones
 
 usage() {
@@ -76,10 +77,22 @@ flock -n 9 || fail "another provision.sh is at work"
 say() { printf '%-10s %s\n' "$1" "$2"; }
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
-# in a session of its own: what shares root's terminal can type there; with nothing of root's environment
+child=""
+interrupted() {
+    trap - ERR
+    trap '' INT TERM HUP
+    [[ -z $child ]] || { kill -TERM -- "-$child" 2>/dev/null; wait "$child"; } || :
+    fail "interrupted: run it again"
+}
+trap interrupted INT TERM HUP
+# Nothing of root's: neither the terminal, where it could type and read, nor the lock, nor the environment. In a session of
+# its own, which is waited for in a way that an interrupt ends.
 as_user() {
     setsid --wait timeout 300 runuser -u nommerd -- \
-        env -i HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 "$@"
+        env -i -C "$scratch/test" HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 "$@" </dev/null 9>&- &
+    child=$!
+    wait "$child" || { child=""; return 1; }
+    child=""
 }
 did() { changed=$((changed + 1)); say changed "$1"; }
 folder() { # PATH OWNER MODE
@@ -181,6 +194,7 @@ if [[ ! -e $release/.complete ]]; then
         wanted="$source$extra"
     fi
     "${pip[@]}" "$wanted" || { rm -rf "$release"; fail "pip could not install nommerd (above)"; }
+    sync -f "$release"
     touch "$release/.complete"
 fi
 
@@ -188,8 +202,11 @@ fi
 
 install -d -o nommerd -g nommerd -m 700 "$scratch/test"
 chmod 711 "$scratch"
-(cd "$scratch/test" && as_user "$release/bin/nommerd" demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1) ||
-    { tail -n 40 "$scratch/told" >&2; fail "the self-test failed (above): a clip could not be encoded and verified"; }
+if ! as_user "$release/bin/nommerd" demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1; then
+    [[ $(readlink /opt/nommerd || :) == "$release" ]] || rm "$release/.complete" # to be made anew
+    tail -n 40 "$scratch/told" | cat -v >&2 # it is the user's: nothing for root's terminal to obey
+    fail "the self-test failed (above): a clip could not be encoded and verified"
+fi
 say ok "self-test: a clip was encoded and verified by the user nommerd"
 
 # --- configuration -----------------------------------------------------------------------------------------------------
@@ -197,7 +214,7 @@ say ok "self-test: a clip was encoded and verified by the user nommerd"
 if ! $image; then
     # a share that was mounted there, or given to others, stays theirs
     [[ -e /srv/media ]] || folder /srv/media nommerd:nommerd 2775
-    as_user test -r /srv/media -a -w /srv/media -a -x /srv/media ||
+    as_user test -r /srv/media -a -w /srv/media -a -x /srv/media >/dev/null 2>&1 ||
         say note "/srv/media: the user nommerd may not read and write there"
     config=/etc/nommerd/nommerd.yaml
     [[ -e $config ]] || file "$config" 640 nommerd "$here/files/nommerd.yaml"
@@ -208,14 +225,16 @@ if ! $image; then
         did "who may read $config"
     fi
     as_user "$release/bin/nommerd" config check -c "$config" >"$scratch/config" 2>&1 ||
-        { cat "$scratch/config" >&2; fail "$config does not hold (above)"; }
+        { cat -v "$scratch/config" >&2; fail "$config does not hold (above)"; }
 fi
 # it works, and takes this configuration: from here on this version is the machine's
+turned=false
 if [[ $(readlink /opt/nommerd || :) != "$release" ]]; then
     [[ ! -d /opt/nommerd || -L /opt/nommerd ]] || fail "/opt/nommerd is a folder that this script did not make: move it away"
-    [[ ! -e /opt/nommerd ]] || touch "$(readlink /opt/nommerd)" # it was in use until now: of the others, the latest
+    [[ ! -e /opt/nommerd ]] || ln -sfn "$(readlink /opt/nommerd)" /opt/nommerd.before
     ln -sfn "$release" /opt/nommerd.new
     mv -T /opt/nommerd.new /opt/nommerd
+    turned=true
     did "$(/opt/nommerd/bin/nommerd --version) in $release"
 else
     say ok "$(/opt/nommerd/bin/nommerd --version) in $release"
@@ -224,11 +243,12 @@ if [[ $(readlink /usr/local/bin/nommerd || :) != /opt/nommerd/bin/nommerd ]]; th
     ln -sfn /opt/nommerd/bin/nommerd /usr/local/bin/nommerd
     did /usr/local/bin/nommerd
 fi
-# the one before stays, for going back; older ones go, unless something still runs of them
-mapfile -t old < <(find /opt -maxdepth 1 -type d -name 'nommerd-????????????' ! -path "$release" -printf '%T@ %p\n' |
-    sort -rn | cut -d' ' -f2)
-for path in "${old[@]:1}"; do
-    if ! grep -qsF -- "$path/" /proc/[0-9]*/cmdline; then
+# the one before stays, for going back; others go, half-made ones too, unless something still runs of them
+mapfile -t others < <(find /opt -maxdepth 1 -type d -regextype posix-extended -regex '/opt/nommerd-[0-9a-f]{12}' \
+    ! -path "$release" ! -path "$(readlink /opt/nommerd.before || :)")
+for path in "${others[@]}"; do
+    if ! grep -qsF -- "$path/" /proc/[0-9]*/cmdline /proc/[0-9]*/maps; then
+        rm -f "$path/.complete" # first: what is left of it when this is interrupted is not taken for whole
         rm -rf "$path"
         did "removed $path"
     fi
@@ -251,7 +271,7 @@ if $image; then
     file /etc/systemd/journald.conf.d/nommerd.conf 644 root "$here/files/journald.conf"
 fi
 
-if ! (cd / && as_user bwrap --ro-bind / / --unshare-user /bin/true) >/dev/null 2>&1; then
+if ! as_user bwrap --ro-bind / / --unshare-user /bin/true >/dev/null 2>&1; then
     say note "bubblewrap can confine nothing here: this kernel, or what this machine runs in, lets users make no namespaces"
 fi
 has=() # what an earlier run made of this machine, it still is
@@ -290,6 +310,12 @@ if supervisorctl pid >/dev/null 2>&1; then
                 fi ;;
         esac
     done <"$scratch/reread"
+    if $turned; then # what watches the daemons goes on with the version that is the machine's now
+        for role in "${has[@]}"; do
+            [[ $(supervisorctl status "nommerd-$role-health" || :) != *" RUNNING "* ]] ||
+                supervisorctl restart "nommerd-$role-health" >/dev/null
+        done
+    fi
 else
     service supervisor start >/dev/null 9>&-
 fi
@@ -299,7 +325,7 @@ running() { # all are; one that somebody stopped, or that was drained, stays so
 }
 until running; do
     if ((SECONDS >= until)); then
-        for role in "${roles[@]}"; do tail -n 5 "/var/log/nommerd/$role.log" >&2 || :; done
+        for role in "${roles[@]}"; do tail -n 5 "/var/log/nommerd/$role.log" | cat -v >&2 || :; done
         echo "$states" >&2
         fail "not RUNNING after a minute; the daemons' last words are above, and all of them in /var/log/nommerd"
     fi

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import os
 import sys
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -24,8 +24,8 @@ def main() -> int:
     try:
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=TIMEOUT_SECONDS):
             return 0
-    except (OSError, urllib.error.URLError, ValueError) as error:
-        print(f"{url}: {error}")
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        print(f"{url}: {' '.join(str(error).split())}")
         return 1
 
 

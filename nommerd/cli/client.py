@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import json
 import os
 import select
 import ssl
+import stat
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from nommerd import __version__
 from nommerd.errors import ConfigError, InfrastructureError, InputError, ManyErrors, NommerdError
-from nommerd.places import DEFAULT_URL, TOKEN_NAME, default_data_dir
+from nommerd.places import DEFAULT_URL, SYSTEM_DATA, TOKEN_NAME, default_data_dir
 from nommerd.secrets import Secret
 
 TIMEOUT_SECONDS = 30.0
@@ -23,23 +27,36 @@ AWAY_SECONDS = 60.0  # a feeder that is away so long is not waited for any longe
 AGAIN_SECONDS = 1.0  # between looks whether it is back
 PAGE_MAX = 500  # jobs in one answer
 ANSWER_BYTES_MAX = 64 * 2**20
+TOKEN_BYTES_MAX = 4096
+THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost"})
 FINAL = frozenset({"FINISHED", "ERROR", "ABANDONED", "CANCELLED"})
 
 
-def find_token(explicit: str | None, env: Mapping[str, str]) -> Secret:
-    """--token, else NOMMERD_TOKEN, else the token file that `nommerd up` makes. ConfigError without any."""
+def find_token(explicit: str | None, env: Mapping[str, str], url: str = DEFAULT_URL) -> Secret:
+    """--token, else NOMMERD_TOKEN, else the token file that `nommerd up` makes, else, for a feeder on this machine, that of
+    the machine's own installation. ConfigError without any that may be read."""
     if explicit is not None and not explicit.strip():  # a variable that is not set must not become the operator's token
         raise ConfigError("config.no_token", "--token is empty.", "Leave it out to use NOMMERD_TOKEN or the token file.")
     text = explicit or env.get("NOMMERD_TOKEN")
     if text:
         return Secret(text.strip())
-    path = default_data_dir(env) / TOKEN_NAME
-    try:
-        return Secret(path.read_text(encoding="ascii").strip())
-    except (OSError, UnicodeDecodeError):
-        raise ConfigError("config.no_token", f"There is no API token: {path} cannot be read.",
-                          "Start `nommerd up`, which makes it, or set NOMMERD_TOKEN to what is in the feeder's token file: "
-                          "`token` in its data directory.") from None
+    usual = default_data_dir(env) / TOKEN_NAME
+    for path in (usual, *([SYSTEM_DATA / TOKEN_NAME] if urlsplit(url).hostname in THIS_MACHINE else [])):
+        with suppress(OSError, UnicodeDecodeError):
+            return token_in(path)
+    raise ConfigError("config.no_token", f"There is no API token: {usual} cannot be read.",
+                      "Start `nommerd up`, which makes it, or set NOMMERD_TOKEN to what is in the feeder's token file: "
+                      "`token` in its data directory.")
+
+
+def token_in(file: Path) -> Secret:
+    """Raises OSError or UnicodeDecodeError. Root is neither led elsewhere by who owns the directory, nor kept waiting."""
+    root = os.geteuid() == 0
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | (os.O_NOFOLLOW if root else 0)), encoding="ascii") as opened:
+        found = os.fstat(opened.fileno())
+        if not stat.S_ISREG(found.st_mode) or (root and found.st_uid != file.parent.stat().st_uid):
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(file))
+        return Secret(opened.read(TOKEN_BYTES_MAX).strip())
 
 
 class Busy(InfrastructureError):
@@ -102,7 +119,7 @@ class Client:
 
     @staticmethod
     def from_options(url: str | None, token: str | None) -> Client:
-        return Client(url, find_token(token, os.environ))
+        return Client(url, find_token(token, os.environ, url or DEFAULT_URL))
 
     def close(self) -> None:
         """Let go of the connection; the next call makes another."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,6 +14,7 @@ import click
 from nommerd.cli.options import Command, config_option, examples
 
 if TYPE_CHECKING:
+    from nommerd.boot import Booted
     from nommerd.config import Settings
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -85,14 +87,15 @@ def worker(*, local: bool, boot_file: Path | None, name: str | None, config_file
     if boot_file is not None and config_file is not None:
         raise click.UsageError("--boot names a configuration, and so does -c: give one of them.")
     _prepare(log_style, log_level, parent)
-    if boot_file is None:
-        settings, clients = _load(config_file), None
-    else:
-        from nommerd import boot
-
-        booted = boot.start(boot_file, os.environ)
-        settings, clients = booted.settings, booted.clients
-        _keep_secret(settings)
+    settings = _load(config_file) if boot_file is None else partial(_boot, boot_file)
     from nommerd.worker import main
 
-    return main(settings, name=name, local=local, booted=clients, ready_within=ready_within)
+    return main(settings, name=name, local=local, ready_within=ready_within)
+
+
+def _boot(file: Path) -> Booted:
+    from nommerd import boot
+
+    booted = boot.start(file, os.environ)
+    _keep_secret(booted.settings)
+    return booted

@@ -61,6 +61,9 @@ until is_right; do
         "$python" -m pip install --quiet --disable-pip-version-check 'nommerd[ffmpeg]==VERSION' || :
     fi
 done
+for folder in {DATA_DIR} DATA; do # which may be a volume that somebody else had
+    [ ! -L "$folder" ] || {{ echo "$folder is a link: give the folder itself" >&2; exit 1; }}
+done
 install -d -o {USER} -g {USER} -m 0700 {DATA_DIR} DATA
 install -d -o root -g {USER} -m 0750 /var/log/nommerd
 chown -R OWNERS

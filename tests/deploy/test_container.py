@@ -6,8 +6,6 @@ import json
 import os
 import re
 import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +13,6 @@ from typing import Any
 import pytest
 import yaml
 
-from nommerd import health
 from nommerd.cli.app import run
 from tests.deploy import engine as engines
 from tests.deploy.engine import Engine
@@ -23,7 +20,6 @@ from tests.deploy.root import CHECKOUT
 from tests.media import clip
 from tests.rig import wait_until
 
-HEALTH = CHECKOUT / "deploy/container/health.py"
 IMAGE = "localhost/nommerd-test"
 LASTING = """\
 kind: pipeline
@@ -91,26 +87,6 @@ def test_compose_gives_its_services_few_rights_a_shared_volume_and_commands_that
         assert run([*service["command"], "--help"]) == 0
     assert "data" in told["volumes"]
     assert all(port.startswith("127.0.0.1:") for port in told["services"]["feeder"]["ports"]), "this machine alone"
-
-
-def test_the_health_check_tells_ready_from_not_ready_and_from_nobody_there() -> None:
-    ready = True
-    server = health.serve("127.0.0.1", 0, lambda: ready, lambda _: (b"", "text/plain"))
-    try:
-        assert check_health(server.server_port) == 0
-        ready = False
-        assert check_health(server.server_port) == 1
-    finally:
-        server.stop(5)
-    assert check_health(server.server_port) == 1
-
-
-def check_health(port: int) -> int:
-    env = {**os.environ, "NOMMERD_API__PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-I", str(HEALTH)], env=env, capture_output=True, text=True, timeout=30)
-    assert done.stderr == ""
-    assert (done.returncode == 0) == (done.stdout == ""), "what is wrong is told"
-    return done.returncode
 
 
 # --- for real ----------------------------------------------------------------------------------------------------------

@@ -138,6 +138,16 @@ def test_a_daemon_whose_store_or_bus_does_not_answer_ends_in_time(rig: Rig, sile
         assert time.monotonic() - since < 20
 
 
+def test_a_node_whose_configuration_does_not_come_ends_in_time(rig: Rig, silent: str) -> None:
+    boot = rig.root / "boot.yaml"
+    boot.write_text(f"{{cluster: c, region: us-east-1, endpoint_url: '{silent}', data: {rig.data},"
+                    f" config: {{uri: 's3://b/k', version: v, sha256: '{'0' * 64}'}}}}\n")
+    argv = [sys.executable, "-m", "nommerd", "worker", "--boot", str(boot), "--ready-within", str(WITHIN)]
+    ended = subprocess.run(argv, env={**rig.env, "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"}, capture_output=True,
+                           text=True, timeout=60)
+    assert (ended.returncode, "node.not_ready" in ended.stderr, "Traceback" in ended.stderr) == (1, True, False), ended.stderr
+
+
 def test_a_daemon_that_was_made_but_whose_store_and_bus_do_not_answer_ends_in_time(rig: Rig) -> None:
     rig.config.write_text(rig.config.read_text().replace("secrets: {}", f"secrets: {{keys: [{new_key()}]}}"))
     started = [subprocess.Popen([sys.executable, "-c", DEAF, daemon, str(rig.config)], env=rig.env, text=True,

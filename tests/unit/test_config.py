@@ -233,3 +233,23 @@ def test_what_comes_later_is_refused_as_not_yet_supported(env: dict[str, str]) -
 def test_settings_are_frozen() -> None:
     with pytest.raises(ValueError, match="frozen"):
         load(None, HOME).api.port = 1  # type: ignore[misc]
+
+
+def test_what_the_machines_own_file_leaves_out_of_paths_is_the_machines(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, data = write(tmp_path, "cluster: media\n"), tmp_path / "var"
+    (tmp_path / "presets").mkdir()
+    monkeypatch.setattr("nommerd.config.SYSTEM_FILE", file)
+    monkeypatch.setattr("nommerd.config_reader.SYSTEM_FILE", file)
+    monkeypatch.setattr("nommerd.config_reader.SYSTEM_DATA", data)
+    for named in (None, file):
+        paths = load(named, {**HOME, "XDG_DATA_HOME": "/elsewhere"}).paths
+        assert (paths.data, paths.presets, paths.pipelines) == (data, (tmp_path / "presets",), ())
+    given = load(None, {**HOME, "NOMMERD_PATHS__DATA": "/srv/data", "NOMMERD_PATHS__PRESETS": "[]"}).paths
+    assert (given.data, given.presets) == (Path("/srv/data"), ())
+    write(tmp_path, "paths: {data: mine, presets: [own]}\n")
+    given = load(None, HOME).paths
+    assert (given.data, given.presets) == (tmp_path / "mine", (tmp_path / "own",))
+    write(tmp_path, "paths: 1\n")
+    assert faults(None)
+    assert load(write(tmp_path / "presets", ""), HOME).paths.data == Path("/home/op/.local/share/nommerd"), "another file"

@@ -47,7 +47,7 @@ def ended(server: socket.socket, answer: bytes | None) -> tuple[int, str]:
 @pytest.mark.parametrize(("answer", "code", "why"), [
     (b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", 0, ""),
     (b"HTTP/1.1 503 Not Yet\r\nContent-Length: 0\r\n\r\n", 1, "503"),
-    (b"", 1, "closed connection"), (None, 1, "refused")])
+    (b"", 1, "closed connection"), (b"SSH-2.0-OpenSSH\r\n", 1, "SSH-2.0"), (None, 1, "refused")])
 def test_it_is_healthy_only_where_it_says_that_it_can_work(server: socket.socket, answer: bytes | None, code: int,
                                                             why: str) -> None:
     returned, said = ended(server, answer)

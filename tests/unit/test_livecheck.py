@@ -86,7 +86,8 @@ def test_a_kernel_without_ipv6_and_a_process_that_nobody_may_look_at_are_borne(
         monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     read = Path.read_text
     with server() as pid, monkeypatch.context() as patch:
-        patch.setattr(Path, "read_text", lambda path, **how: read(path.with_name("none") if path.name == "tcp6" else path, **how))
+        patch.setattr(Path, "read_text",
+                      lambda path, **how: read(path.with_name("none") if path.name == "tcp6" else path, **how))
         assert len(listening(pid)) == 1
     with server() as pid, monkeypatch.context() as patch:
         patch.setattr(livecheck, "listening", not_allowed)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from nommerd.cli.checks.finding import FAULT, OK, WARNING, Finding, Patient, failed
-from nommerd.cli.client import Client, Missing, find_token
+from nommerd.cli.client import Client, Missing, find_token, token_in
 from nommerd.cli.options import printable
 from nommerd.errors import ConfigError, InfrastructureError, NommerdError
+from nommerd.places import DEFAULT_URL
 from nommerd.secrets import Secret
 
 if TYPE_CHECKING:
@@ -39,10 +40,10 @@ def secret(patient: Patient) -> Secret:
     """The token: as told, else the file's. ConfigError without any."""
     if not patient.token and not patient.env.get("NOMMERD_TOKEN") and patient.settings is not None:
         try:
-            return Secret(patient.settings.token_file.read_text(encoding="ascii").strip())
+            return token_in(patient.settings.token_file)
         except (OSError, UnicodeDecodeError):
             pass
-    return find_token(patient.token, patient.env)
+    return find_token(patient.token, patient.env, address(patient) or DEFAULT_URL)
 
 
 # --- the feeder --------------------------------------------------------------------------------------------------------

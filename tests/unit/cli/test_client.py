@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nommerd import __version__
+from nommerd.cli import client
+from nommerd.errors import ConfigError
 from tests.unit.cli.scripted import TOKEN, Feeder, event, here, job, nommerd
 
 
@@ -193,3 +197,25 @@ def test_a_wrong_command_line_ends_with_2(arguments: list[str]) -> None:
 
 def test_version() -> None:
     assert nommerd(None, "--version").stdout == f"nommerd {__version__}\n"
+
+
+def test_root_finds_the_machines_token_and_is_led_nowhere_by_who_owns_it(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, env = tmp_path / "data", {"HOME": str(tmp_path)}
+    data.mkdir()
+    token, secret = data / "token", tmp_path / "secret"
+    monkeypatch.setattr(client, "SYSTEM_DATA", data)
+    token.write_text("of-the-machine\n")
+    secret.write_text("somebody-elses")
+    assert client.find_token(None, env).reveal() == "of-the-machine"
+    assert client.find_token(None, {**env, "NOMMERD_TOKEN": "mine"}).reveal() == "mine"
+    with pytest.raises(ConfigError, match="There is no API token"):
+        client.find_token(None, env, "http://elsewhere.example:8001")
+    leads = [lambda: os.mkfifo(token)]
+    if os.geteuid() == 0:
+        leads += [lambda: token.symlink_to(secret), lambda: os.chown(shutil.copy(secret, token), 65534, 65534)]
+    for lead in leads:
+        token.unlink()
+        lead()
+        with pytest.raises(ConfigError, match="There is no API token"):
+            client.find_token(None, env)

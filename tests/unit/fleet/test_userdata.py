@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from configparser import RawConfigParser
 from pathlib import Path
 from typing import Any
@@ -80,8 +81,12 @@ def node(tmp_path: Path) -> Path:
     """A machine on which the start script runs: its programs only note that they were called."""
     home = tmp_path / "opt"
     (home / "bin").mkdir(parents=True)
-    programs = {"opt/bin/python": 'case "$*" in *pip*) [ -e "$here/no-pip" ] || touch "$here/installed";; '
-                                  '*) [ -e "$here/installed" ];; esac',
+    has_version(tmp_path, "7.8.9")
+    (tmp_path / "nommerd.py").rename(tmp_path / "newer.py")
+    has_version(tmp_path, "7.8.8")
+    # -I, its first argument, is for the real one: here, what it imports lies beside it
+    programs = {"opt/bin/python": 'case "$*" in *pip*) [ -e "$here/no-pip" ] || cp "$here/newer.py" "$here/nommerd.py";; '
+                                  f'*) shift; PYTHONPATH=$here exec {sys.executable} -P -B "$@";; esac',
                 "supervisorctl": '[ -e "$here/asked" ] || { touch "$here/asked"; exit 4; }'}
     programs["apt-get"] = 'case "$*" in *install*) [ ! -e "$here/no-apt" ] && touch "$here/supervisord.conf";; esac'
     programs |= dict.fromkeys(("service", "shutdown", "install", "chown"), ":")
@@ -91,10 +96,16 @@ def node(tmp_path: Path) -> Path:
         program.write_text(f'#!/bin/sh\nhere={tmp_path}\necho "{program.name} $*" >> $here/calls\n{body}\n')
         program.chmod(0o700)
     script = written(document(version="7.8.9"))["/etc/nommerd/start"]["content"]
-    script = script.replace("/opt/nommerd", str(home)).replace("/usr/sbin/shutdown", str(tmp_path / "shutdown"))
+    script = script.replace("/opt/nommerd", str(home)).replace("/var/lib/nommerd", str(tmp_path / "data"))
+    script = script.replace("/usr/sbin/shutdown", str(tmp_path / "shutdown"))
     script = script.replace("/etc/supervisor/supervisord.conf", str(tmp_path / "supervisord.conf"))
     (tmp_path / "start").write_text(script.replace("sleep 10", "sleep 0").replace("sleep 1", "sleep 0"))
     return tmp_path
+
+
+def has_version(node: Path, version: str) -> None:
+    """The image's nommerd is of this version."""
+    (node / "nommerd.py").write_text(f"__version__ = {version!r}\n")
 
 
 def started(node: Path) -> list[str]:
@@ -104,7 +115,7 @@ def started(node: Path) -> list[str]:
 
 
 def test_an_image_that_has_the_version_starts_at_once(node: Path) -> None:
-    (node / "installed").touch()
+    has_version(node, "7.8.9")
     calls = started(node)
     assert not any("pip" in call for call in calls)
     assert "7.8.9" in calls[0]
@@ -112,8 +123,16 @@ def test_an_image_that_has_the_version_starts_at_once(node: Path) -> None:
     assert calls[-3:] == ["service supervisor start", "supervisorctl update", "supervisorctl update"]
 
 
+def test_a_data_directory_that_leads_elsewhere_is_nobodys(node: Path) -> None:
+    has_version(node, "7.8.9")
+    (node / "data").symlink_to("/etc")
+    calls = started(node)
+    assert calls[-1] == "shutdown -h +1"
+    assert not any(call.startswith(("install", "chown", "supervisorctl")) for call in calls)
+
+
 def test_a_supervisor_that_never_answers_ends_the_node(node: Path) -> None:
-    (node / "installed").touch()
+    has_version(node, "7.8.9")
     (node / "supervisorctl").write_text("#!/bin/sh\nexit 4\n")
     assert started(node)[-1] == "shutdown -h +1"
 
@@ -127,7 +146,7 @@ def test_another_image_gets_exactly_the_feeders_version_once(node: Path) -> None
 
 
 def test_an_image_without_supervisor_gets_it_from_the_distribution(node: Path) -> None:
-    (node / "installed").touch()
+    has_version(node, "7.8.9")
     (node / "supervisord.conf").unlink()
     calls = started(node)
     assert "supervisor" in next(call for call in calls if " install " in call).split()
@@ -135,7 +154,7 @@ def test_an_image_without_supervisor_gets_it_from_the_distribution(node: Path) -
 
 
 def test_a_node_whose_supervisor_was_not_installed_to_the_end_is_no_node(node: Path) -> None:
-    (node / "installed").touch()
+    has_version(node, "7.8.9")
     (node / "supervisord.conf").unlink()
     (node / "no-apt").touch()
     (node / "supervisord").touch(0o700)  # unpacked, but not configured
