@@ -28,7 +28,7 @@ test-all: test test-wheels test-deploy
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check setup.py nommerd tests benchmarks tools
+	$(BIN)/ruff check setup.py nommerd tests benchmarks tools deploy
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 

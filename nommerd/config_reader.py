@@ -82,7 +82,8 @@ def _read_file(draft: Draft, file: Path) -> None:
         text = file.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        return draft.fault("config.unreadable", f"{file} cannot be read: {why}.")
+        return draft.fault("config.unreadable", f"{file} cannot be read: {why}.",
+                           "Let the user read it whom this runs as.")
     if all(not line.strip() or line.lstrip().startswith("#") for line in text.splitlines()):
         return None
     try:

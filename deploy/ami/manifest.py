@@ -19,7 +19,8 @@ def main(ffmpeg: str, roles: list[str]) -> None:
 
     found = binaries.find(None, None)
     packages = ("supervisor", "bubblewrap", "ffmpeg", "python3", "openssl", "libc6")
-    shown = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${Version}\n", *packages], capture_output=True, text=True).stdout
+    shown = subprocess.run(["dpkg-query", "-W", "-f", "${Package} ${Version}\n", *packages], check=False, capture_output=True,
+                           text=True).stdout
     print(json.dumps({
         "nommerd": metadata.version("nommerd"), "roles": roles, "system": platform.freedesktop_os_release()["PRETTY_NAME"],
         "machine": platform.machine(), "python": platform.python_version(), "ffmpeg_from": ffmpeg,

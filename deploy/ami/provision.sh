@@ -30,6 +30,7 @@ trap 'fail "line $LINENO failed: $BASH_COMMAND"' ERR
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 roles=() image=false source="" version="" ffmpeg=distribution changed=0
 while (($#)); do
+    [[ $1 != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"
     case $1 in
         --image) image=true ;;
         --role | --source | --version | --ffmpeg)
@@ -128,6 +129,7 @@ for package in "${packages[@]}"; do
     [[ $(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null || :) == installed ]] || missing+=("$package")
 done
 if ((${#missing[@]})); then
+    say ... "packages: ${missing[*]}"
     export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
     # a machine that has just booted may be at its own updates: wait for those
     apt=(apt-get -qq -o Acquire::Retries=3 -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confdef
@@ -179,6 +181,7 @@ fi
 digest=$(printf '%s' "$digest $ffmpeg $(python3 --version) $(sha256sum <"$here/constraints.txt")" | sha256sum | cut -c1-12)
 release=/opt/nommerd-$digest
 if [[ ! -e $release/.complete ]]; then
+    say ... "nommerd and what it needs, by pip, in $release"
     rm -rf "$release"
     python3 -I -m venv "$release" # -I: not what lies in the folder one happens to be in
     pip=("$release/bin/python" -I -m pip --disable-pip-version-check install --quiet --constraint "$here/constraints.txt")
@@ -200,6 +203,7 @@ fi
 
 # --- does it work? -----------------------------------------------------------------------------------------------------
 
+say ... "a self-test: one clip"
 install -d -o nommerd -g nommerd -m 700 "$scratch/test"
 chmod 711 "$scratch"
 if ! as_user "$release/bin/nommerd" demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1; then
@@ -272,7 +276,7 @@ if $image; then
 fi
 
 if ! as_user bwrap --ro-bind / / --unshare-user /bin/true >/dev/null 2>&1; then
-    say note "bubblewrap can confine nothing here: this kernel, or what this machine runs in, lets users make no namespaces"
+    say note "bubblewrap, for sandboxes to come, can confine nothing here: users may make no namespaces"
 fi
 has=() # what an earlier run made of this machine, it still is
 for role in feeder worker; do [[ ! -e /etc/supervisor/conf.d/nommerd-$role.conf ]] || has+=("$role"); done
@@ -343,6 +347,6 @@ for role in "${roles[@]}"; do
         continue
     fi
     grep -qF -- "$release/" "/proc/$pid/cmdline" ||
-        say note "nommerd-$role still runs its version: supervisorctl restart nommerd-$role"
+        say note "nommerd-$role still runs the version before: supervisorctl restart nommerd-$role"
 done
 say ok "$changed changes"

@@ -19,7 +19,8 @@ Key = tuple[Kind, str]
 
 class CheckedFiles(Catalog):
     """A catalog with these files in place of documents of the same names. `errors` are theirs, and those of other documents
-    that were right without them; `held` is what the files hold."""
+    that were right without them; `held` is what the files hold; `misnamed` are files, each with the name in it, that would
+    have to be called otherwise in the operator's directories."""
 
     def __init__(self, disk: Catalog, files: Sequence[Path], expected: Kind) -> None:
         """A document that does not say its `kind` is taken for `expected`."""
@@ -29,6 +30,7 @@ class CheckedFiles(Catalog):
         self.presets = {}
         self._written = dict(disk._written)
         self.held: list[Key] = []
+        self.misnamed: list[tuple[Path, str]] = []
         read = [(file, node) for file in files if (node := self._node(file)) is not None]
         for kind in ("pipelines", "presets"):
             for file, node in read:
@@ -54,6 +56,8 @@ class CheckedFiles(Catalog):
                                            place=at.place if at else str(file)))
             return
         self.held.append((kind, name))
+        if at is not None and name != file.stem:
+            self.misnamed.append((file, name))
         known: dict[str, Any] = self.pipelines if kind == "pipelines" else self._written
         known.pop(name, None)
         self.broken.pop((kind, name), None)

@@ -196,7 +196,8 @@ class Catalog:
             with file.open("rb") as stream:
                 content = stream.read(BYTES_MAX + 1)
         except OSError as error:
-            raise ConfigError("config.unreadable", f"{file} cannot be read: {error.strerror}.", place=str(file)) from None
+            raise ConfigError("config.unreadable", f"{file} cannot be read: {error.strerror}.",
+                              "Let the user read it whom the feeder runs as.", place=str(file)) from None
         origin: Literal["shipped", "disk"] = "shipped" if file.parent == shipped(kind) else "disk"
         self.sources[kind, file.stem] = Source(content.decode("utf-8", "replace"), origin, file)
         return load_yaml(content, str(file))

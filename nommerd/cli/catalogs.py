@@ -196,6 +196,8 @@ def _check(kind: Any, files: tuple[Path, ...], config_file: Path | None, as_json
 
     checked = CheckedFiles(load_all(config_file)[1], files, kind)
     _raise(list(checked.errors))
+    for file, name in checked.misnamed:
+        click.echo(printable(f"note: {file} is to be called {name}.yaml where the feeder reads it from disk"), err=True)
     names = {one: sorted(name for found, name in checked.held if found == one) for one in ("pipelines", "presets")}
     if as_json:
         print_json(names)

@@ -144,7 +144,7 @@ def complete_files(ctx: click.Context, param: click.Parameter, incomplete: str) 
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for machines.")
-config_option = click.option("-c", "--config", "config_file", type=click.Path(path_type=Path),
+config_option = click.option("-c", "--config", "config_file", type=click.Path(path_type=Path, readable=False),
                              help="Configuration file (default: NOMMERD_CONFIG, then /etc/nommerd/nommerd.yaml).")
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.deploy.conftest import PROVISION
 from tests.deploy.root import CHECKOUT, Root, ports
+from tests.rig import wait_until
 
 BOTH = ("--role", "feeder", "--role", "worker")
 SCRIPTS = [*sorted((CHECKOUT / "deploy").rglob("*.sh")), CHECKOUT / ".ci" / "run"]
@@ -65,16 +66,19 @@ def test_a_new_version_leaves_the_one_that_runs_alone_and_going_back_is_the_same
     conf = machine.path / "root/nommerd/conf/supervisor/worker.conf"
     kept_conf = conf.read_text()
     conf.write_text(kept_conf.replace("startsecs=15", "startsecs=14"))
-    worker = machine.run("supervisorctl", "pid", "nommerd-worker").stdout
+    worker, health = (machine.run("supervisorctl", "pid", f"nommerd-{name}").stdout for name in ("worker", "worker-health"))
     machine.run("chown", "games:games", "/srv/media")
-    done = machine.run(*PROVISION, *BOTH)
+    done = machine.run(*PROVISION, "--role=feeder", "--role=worker")
     assert "nommerd-worker still goes by its file of before: supervisorctl update nommerd-worker" in done.stdout
     assert machine.run("supervisorctl", "pid", "nommerd-worker").stdout == worker, "its operator restarts it"
     assert "/srv/media: the user nommerd may not read and write there" in done.stdout
     assert machine.run("stat", "-c", "%U", "/srv/media").stdout.strip() == "games"
-    assert "nommerd-feeder still runs its version: supervisorctl restart nommerd-feeder" in done.stdout
+    assert "nommerd-feeder still runs the version before: supervisorctl restart nommerd-feeder" in done.stdout
     after = machine.run("readlink", "/opt/nommerd").stdout
     assert after != before
+    watcher = machine.run("supervisorctl", "pid", "nommerd-worker-health").stdout
+    assert watcher != health
+    assert after.strip() in (machine.path / f"proc/{watcher.strip()}/maps").read_text(), "it is of the new version"
     assert "0.1.1" in machine.run("nommerd", "--version").stdout
     pid = machine.run("supervisorctl", "pid", "nommerd-feeder").stdout.strip()
     assert before.strip() in (machine.path / f"proc/{pid}/cmdline").read_text()
@@ -83,9 +87,10 @@ def test_a_new_version_leaves_the_one_that_runs_alone_and_going_back_is_the_same
     assert after.strip() in (machine.path / f"proc/{pid}/cmdline").read_text()
     init.write_text(text)
     conf.write_text(kept_conf)
-    # of those that stay behind, the one that was in use goes on, not the one that was made last; and one that still runs
-    machine.shell("mkdir /opt/nommerd-aaaaaaaaaaaa /opt/nommerd-bbbbbbbbbbbb /opt/nommerd-cccccccccccc; touch -d yesterday"
-                  " /opt/nommerd-aaaaaaaaaaaa; cp /bin/sleep /opt/nommerd-cccccccccccc/")
+    # of those that stay behind, the one that was in use goes on, not the one that was made last or only by half; one that
+    # still runs; and what is somebody's own
+    machine.shell("cd /opt; mkdir nommerd-aaaaaaaaaaaa nommerd-bbbbbbbbbbbb nommerd-cccccccccccc nommerd-mystagesmine;"
+                  " touch nommerd-bbbbbbbbbbbb/.complete; cp /bin/sleep nommerd-cccccccccccc/")
     running = machine.start("/opt/nommerd-cccccccccccc/sleep", "600")
     # what an operator has stopped stays so; what others could read is closed again
     machine.run("supervisorctl", "stop", "nommerd-worker")
@@ -94,7 +99,7 @@ def test_a_new_version_leaves_the_one_that_runs_alone_and_going_back_is_the_same
     running.kill()
     running.wait()
     kept = set(machine.shell("ls -d /opt/nommerd-*").stdout.split())
-    assert kept == {before.strip(), after.strip(), "/opt/nommerd-cccccccccccc"}
+    assert kept == {before.strip(), after.strip(), "/opt/nommerd-cccccccccccc", "/opt/nommerd-mystagesmine"}
     assert machine.run("readlink", "/opt/nommerd").stdout == before
     assert "nommerd-worker was stopped, and stays so" in last
     assert "changed    who may read /etc/nommerd/nommerd.yaml" in last
@@ -121,7 +126,8 @@ def test_a_version_that_cannot_encode_does_not_become_the_machines(ready: Root) 
     broken.rename(broken.with_name("whole-ffmpeg"))
     # it answers, so that only an encode shows what is wrong with it
     asked = "|".join(f"*-{name}*" for name in ("version", "encoders", "formats", "filters", "protocols"))
-    broken.write_text(f'#!/bin/sh\ncase "$*" in {asked}) exec /usr/bin/whole-ffmpeg "$@";; esac\nexit 3\n')
+    broken.write_text(f'#!/bin/sh\ncase "$*" in {asked}) exec /usr/bin/whole-ffmpeg "$@";; esac\n'
+                      "printf '\\033]0;mine\\007' >&2; printf '\\033c' >/proc/$PPID/fd/2; exit 3\n")
     broken.chmod(0o755)
     there = ready.path / "srv/somebodys"  # a folder one happens to be in
     there.mkdir()
@@ -133,8 +139,28 @@ def test_a_version_that_cannot_encode_does_not_become_the_machines(ready: Root) 
     assert done.stderr.rstrip().splitlines()[-1].startswith("provision.sh: the self-test failed")
     assert not (ready.path / "srv/taken").exists()
     assert "Traceback" not in done.stderr
+    assert "\033" not in done.stderr, "what the user says is nothing for root's terminal to obey"
     assert sorted((ready.path / "tmp").iterdir()) == before, "nothing is left behind"
     assert ready.run("readlink", "/opt/nommerd").stdout == now
+
+
+@pytest.mark.timeout(300)
+def test_an_interrupt_in_the_midst_of_the_self_test_ends_all_of_it_and_it_can_be_run_again(
+        ready: Root, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    running = ready.start("bash", "-c", f"echo $$ >/run/script.pid; exec {' '.join(PROVISION)} --role worker", log=log)
+    wait_until(lambda: users(ready) or running.poll() is not None, 120, log.read_text)
+    ready.shell("kill -INT $(cat /run/script.pid)")
+    assert running.wait(30) == 1
+    assert log.read_text().rstrip().endswith("provision.sh: interrupted: run it again")
+    wait_until(lambda: not users(ready), 20, lambda: users(ready))
+    ready.run("flock", "--nonblock", "/run/nommerd-provision.lock", "true")
+    assert ready.run("supervisorctl", "status", check=False).returncode != 0
+
+
+def users(root: Root) -> str:
+    """The processes of nommerd's."""
+    return root.shell("ps -u nommerd -o args= || :").stdout
 
 
 @pytest.mark.timeout(300)

@@ -100,6 +100,12 @@ def test_files_are_checked_together_with_file_line_and_column(cli: Cli) -> None:
         ("new.yaml:7:42", "recipe.unknown_param"), ("tabs.yaml:2:1", "recipe.bad_yaml"), ("none.yaml", "config.unreadable")}
 
 
+def test_a_file_that_the_feeder_would_not_take_under_its_name_is_told(cli: Cli) -> None:
+    Path("draft.yaml").write_text(PRESET.replace("small", "final"))
+    code, out, err = cli("presets", "check", "draft.yaml", "-c", "nommerd.yaml")
+    assert (code, out, "draft.yaml is to be called final.yaml" in err) == (0, "ok: preset final\n", True)
+
+
 def test_a_changed_pipeline_is_held_against_the_presets_that_are_there(cli: Cli) -> None:
     Path("mine.yaml").write_text(PIPELINE.replace("min: 16", "min: 100"))
     code, _, err = cli("pipelines", "check", "mine.yaml", "-c", "nommerd.yaml")
