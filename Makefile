@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MEDIA ?=
 
+# else each process that a test starts would compile all of nommerd anew
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-wheels test-deploy test-all lint docs bench dist clean
 
 demo: $(VENV)/.installed

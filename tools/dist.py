@@ -64,7 +64,7 @@ def _hook(name: str, tree: Path, out: Path, epoch: int) -> Path:
     ended = subprocess.run([sys.executable, "-c", HOOK, name, str(out)], cwd=tree, env=env, umask=0o022, capture_output=True,
                            text=True, check=False)
     if ended.returncode:
-        raise Unbuildable(f"setuptools could not {name.replace('_', ' an ').replace('an wheel', 'a wheel')}:\n{ended.stderr}")
+        raise Unbuildable(f"setuptools' {name} failed:\n{ended.stderr}")
     return out / ended.stdout.splitlines()[-1]
 
 

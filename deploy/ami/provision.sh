@@ -87,10 +87,11 @@ interrupted() {
 }
 trap interrupted INT TERM HUP
 # Nothing of root's: neither the terminal, where it could type and read, nor the lock, nor the environment. In a session of
-# its own, which is waited for in a way that an interrupt ends.
+# its own, which is waited for in a way that an interrupt ends. What it says is in $scratch/told.
 as_user() {
     setsid --wait timeout 300 runuser -u nommerd -- \
-        env -i -C "$scratch/test" HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 "$@" </dev/null 9>&- &
+        env -i -C "$scratch/test" HOME="$scratch/test" PATH=/usr/local/bin:/usr/bin:/bin LANG=C.UTF-8 "$@" \
+        </dev/null >"$scratch/told" 2>&1 9>&- &
     child=$!
     wait "$child" || { child=""; return 1; }
     child=""
@@ -206,7 +207,7 @@ fi
 say ... "a self-test: one clip"
 install -d -o nommerd -g nommerd -m 700 "$scratch/test"
 chmod 711 "$scratch"
-if ! as_user "$release/bin/nommerd" demo --json -o "$scratch/test/out" >"$scratch/told" 2>&1; then
+if ! as_user "$release/bin/nommerd" demo --json -o "$scratch/test/out"; then
     [[ $(readlink /opt/nommerd || :) == "$release" ]] || rm "$release/.complete" # to be made anew
     tail -n 40 "$scratch/told" | cat -v >&2 # it is the user's: nothing for root's terminal to obey
     fail "the self-test failed (above): a clip could not be encoded and verified"
@@ -218,7 +219,7 @@ say ok "self-test: a clip was encoded and verified by the user nommerd"
 if ! $image; then
     # a share that was mounted there, or given to others, stays theirs
     [[ -e /srv/media ]] || folder /srv/media nommerd:nommerd 2775
-    as_user test -r /srv/media -a -w /srv/media -a -x /srv/media >/dev/null 2>&1 ||
+    as_user test -r /srv/media -a -w /srv/media -a -x /srv/media ||
         say note "/srv/media: the user nommerd may not read and write there"
     config=/etc/nommerd/nommerd.yaml
     [[ -e $config ]] || file "$config" 640 nommerd "$here/files/nommerd.yaml"
@@ -228,8 +229,8 @@ if ! $image; then
         chmod 640 "$config"
         did "who may read $config"
     fi
-    as_user "$release/bin/nommerd" config check -c "$config" >"$scratch/config" 2>&1 ||
-        { cat -v "$scratch/config" >&2; fail "$config does not hold (above)"; }
+    as_user "$release/bin/nommerd" config check -c "$config" ||
+        { cat -v "$scratch/told" >&2; fail "$config does not hold (above)"; }
 fi
 # it works, and takes this configuration: from here on this version is the machine's
 turned=false
@@ -275,7 +276,7 @@ if $image; then
     file /etc/systemd/journald.conf.d/nommerd.conf 644 root "$here/files/journald.conf"
 fi
 
-if ! as_user bwrap --ro-bind / / --unshare-user /bin/true >/dev/null 2>&1; then
+if ! as_user bwrap --ro-bind / / --unshare-user /bin/true; then
     say note "bubblewrap, for sandboxes to come, can confine nothing here: users may make no namespaces"
 fi
 has=() # what an earlier run made of this machine, it still is

@@ -19,7 +19,7 @@ from typing import Any, Self
 from tests.deploy.root import CHECKOUT, cache, debian
 from tests.rig import wait_until
 
-NEEDED = ("podman", "crun", "unshare", "nsenter", "debootstrap")
+NEEDED = ("podman", "crun", "setpriv", "unshare", "nsenter", "debootstrap")
 BASE = "docker.io/library/debian:bookworm-slim"
 CERTIFICATE = "/run/outside.crt"
 BUILD_SECONDS = 900.0
@@ -53,15 +53,22 @@ class Engine:
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         up = self._home / "up"
         self._unshare = subprocess.Popen(
-            ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private", "bash", "-c",
-             FIRST, "first", str(up), str(self._running)], stdin=subprocess.DEVNULL)
-        wait_until(lambda: self._unshare.poll() is not None or up.exists(), 20, "the engine's namespaces")
-        self._pid = int(Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()[0])
-        self.run("rm", "--force", "--all")
+            ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc",
+             "--propagation", "private", "bash", "-c", FIRST, "first", str(up), str(self._running)], stdin=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: self._unshare.poll() is not None or up.exists(), 20, "the engine's namespaces")
+            self._pid = int(Path(f"/proc/{self._unshare.pid}/task/{self._unshare.pid}/children").read_text().split()[0])
+            self.run("rm", "--force", "--all")
+        except BaseException:
+            self._end()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
         self.run("rm", "--force", "--all", "--time", "0", check=False)
+        self._end()
+
+    def _end(self) -> None:
         self._unshare.kill()
         self._unshare.wait(20)
         self._lock.close()

@@ -13,6 +13,17 @@ from tests.rig import FINAL, wait_until
 API = "http://127.0.0.1:8001"
 DAEMONS = {"nommerd-feeder", "nommerd-worker", "nommerd-feeder-health", "nommerd-worker-health"}
 STARTING_SECONDS = 90.0  # a daemon counts as RUNNING after 15
+# some ten seconds on one core
+LASTING = """\
+kind: pipeline
+name: lasting
+stages:
+  - fetch
+  - ffmpeg: {pass: 1, options: [[c:v, libx264], [preset, veryslow], [threads, "1"], [c:a, aac], [f, mp4]]}
+  - faststart
+  - upload
+  - notify
+"""
 
 
 class Machine:

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.deploy.root import CHECKOUT
+from tests.deploy.conftest import PAGE
 from tests.emulator import Emulator
 from tests.pages import blocks_of, section
 
-PAGE = CHECKOUT / "docs" / "deploy.md"
 ELSEWHERE = {"nommerd ami build": "tests/deploy/test_packer.py", "nommerd submit": "tests/acceptance/test_cloud.py",
              "aws ec2": "an instance of AWS's own"}
 

@@ -16,21 +16,12 @@ import yaml
 from nommerd.cli.app import run
 from tests.deploy import engine as engines
 from tests.deploy.engine import Engine
+from tests.deploy.machine import LASTING
 from tests.deploy.root import CHECKOUT
 from tests.media import clip
 from tests.rig import wait_until
 
 IMAGE = "localhost/nommerd-test"
-LASTING = """\
-kind: pipeline
-name: lasting
-stages:
-  - fetch
-  - ffmpeg: {pass: 1, options: [[c:v, libx264], [preset, veryslow], [threads, "1"], [c:a, aac], [f, mp4]]}
-  - faststart
-  - upload
-  - notify
-"""
 
 
 # --- as text -----------------------------------------------------------------------------------------------------------
