@@ -7,19 +7,16 @@ All files made here are for their owner alone, and appear under their names whol
 from __future__ import annotations
 
 import errno
-import fcntl
-import glob
 import io
 import json
 import os
 import re
-import secrets
 import sqlite3
 import stat
 import tarfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
@@ -29,6 +26,8 @@ from urllib.parse import quote, urlsplit
 
 from nommerd import __version__
 from nommerd.errors import ConfigError
+from nommerd.owners import as_owner, changeable
+from nommerd.scratch import OWNER_ONLY, beside, sync_folder, unwritable
 from nommerd.sqlite_schema import APPLICATION_ID, BUSY_SECONDS
 
 if TYPE_CHECKING:
@@ -38,8 +37,9 @@ FORMAT = 1
 MANIFEST, DATABASE, TOKEN, KEYS, WEBHOOK_SECRET = "manifest.json", "nommerd.db", "token", "keys", "webhook-secret"
 SMALL_BYTES_MAX = 64 * 1024  # of the manifest and of each secret
 CHUNK_BYTES = 1024 * 1024
-OWNER_ONLY = 0o600
-LEFT_SECONDS = 60.0  # how old what is left must be: a file is made before it is held
+CHECK_SECONDS = 15 * 60.0  # of a database: gigabytes on a slow disk take minutes, a hostile one has no end
+CHECK_STEPS = 100_000  # of SQLite's machine, some milliseconds, between two looks at the clock
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
 _INSTEAD = {
     "dynamodb": "DynamoDB keeps its own backups: `nommerd aws setup` switches on point-in-time recovery over 35 days; "
                 "`aws dynamodb restore-table-to-point-in-time` makes a new table to name in `store`.",
@@ -65,7 +65,7 @@ class Manifest:
     nommerd: str  # the version that made it
     schema_version: int  # of the database
     cluster: str
-    made: str  # when, UTC, ending in Z
+    made: str  # when: UTC, as _TIME has it
     jobs: int
     files: dict[str, Entry]
 
@@ -89,11 +89,19 @@ class Manifest:
 
     def _sound(self) -> bool:
         numbers = (self.format, self.schema_version, self.jobs, *(entry.bytes for entry in self.files.values()))
-        texts = (self.nommerd, self.cluster, self.made)
+        texts = (self.nommerd, self.cluster)
         return (all(type(number) is int and number >= 0 for number in numbers)
-                and all(isinstance(text, str) and len(text) < 200 for text in texts)
+                and all(isinstance(text, str) and len(text) < 200 and text.isprintable() for text in texts)
+                and isinstance(self.made, str) and _is_time(self.made)
                 and all(re.fullmatch("[0-9a-f]{64}", str(entry.sha256)) for entry in self.files.values())
                 and DATABASE in self.files and self.files.keys() <= {DATABASE, TOKEN, KEYS, WEBHOOK_SECRET})
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return datetime.fromisoformat(text).strftime(_TIME) == text
+    except ValueError:
+        return False
 
 
 def installation(settings: Settings) -> dict[str, Path]:
@@ -113,38 +121,21 @@ def make(settings: Settings, file: Path, *, force: bool) -> Manifest:
     if not settings.data_dir.is_dir() or not parts[DATABASE].exists():
         raise ConfigError("config.no_data", f"There is no database {parts[DATABASE]}.",
                           "Is this the configuration of the feeder?", place="store")
+    file = Path(os.path.realpath(file.parent), file.name)  # whoever may change a link on the way changes nothing any more
     _check_target(file, parts, force)
-    with beside(file) as copy, beside(file) as archive:
+    with beside(file, folder=True) as folder, beside(file) as archive:
+        copy = folder / DATABASE
         schema_version, jobs = _snapshot(parts[DATABASE], copy, settings.data_dir)
         with as_owner(settings.data_dir):
-            small = {name: _content(path) for name, path in parts.items() if name != DATABASE and path.is_file()}
+            read = {name: _content(path) for name, path in parts.items() if name != DATABASE}
+        small = {name: text for name, text in read.items() if text is not None}
         manifest = Manifest(nommerd=__version__, schema_version=schema_version, cluster=settings.cluster, jobs=jobs,
-                            made=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+                            made=datetime.now(UTC).strftime(_TIME),
                             files={DATABASE: _entry(copy), **{name: Entry(len(text), sha256(text).hexdigest())
                                                               for name, text in small.items()}})
         _pack(archive, manifest, copy, small)
         _publish(archive, file, force)
     return manifest
-
-
-@contextmanager
-def as_owner(folder: Path) -> Iterator[None]:
-    """Root works in this folder with its owner's rights: that one may have put links there which lead anywhere. For a process
-    of one thread that does nothing else meanwhile."""
-    owner = folder.stat()
-    if os.geteuid() != 0 or owner.st_uid == 0:
-        yield
-        return
-    group, groups = os.getegid(), os.getgroups()
-    os.setgroups([owner.st_gid])
-    os.setegid(owner.st_gid)
-    os.seteuid(owner.st_uid)
-    try:
-        yield
-    finally:
-        os.seteuid(0)
-        os.setegid(group)
-        os.setgroups(groups)
 
 
 def _check_target(file: Path, parts: dict[str, Path], force: bool) -> None:
@@ -156,6 +147,19 @@ def _check_target(file: Path, parts: dict[str, Path], force: bool) -> None:
         raise ConfigError("config.backup_file", f"{file} is no file.", "Name a file to write, such as nommerd.tar.gz.")
     if there is not None and not force:
         raise _exists(file)
+    if os.geteuid() == 0:
+        _check_folder(file)
+
+
+def _check_folder(file: Path) -> None:
+    """Root writes only where nobody else can put a link in the place of what it has just made."""
+    try:
+        folder = changeable(file.parent)
+    except OSError as error:
+        raise unwritable(file, error) from None
+    if folder is not None:
+        raise ConfigError("config.backup_file", f"{file} cannot be written safely: others than root may change {folder}.",
+                          "Name a file in a folder that is root's alone all the way, such as /root or /var/backups.")
 
 
 def _status(file: Path) -> os.stat_result | None:
@@ -167,47 +171,6 @@ def _status(file: Path) -> os.stat_result | None:
 
 def _exists(file: Path) -> ConfigError:
     return ConfigError("config.backup_exists", f"{file} is there already.", "Name another file, or replace it with --force.")
-
-
-@contextmanager
-def beside(file: Path) -> Iterator[Path]:
-    """A new empty file in the same folder, for its owner alone; gone afterwards, unless it was moved. What processes that were
-    killed left there of this name goes first: it may be large, and secret. Raises ConfigError."""
-    begin = f".{file.name[:100]}."
-    path = file.with_name(f"{begin}{secrets.token_hex(6)}")
-    try:
-        _remove_left(file.parent, begin)
-        held = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, OWNER_ONLY)
-    except OSError as error:
-        raise unwritable(file, error) from None
-    try:
-        with suppress(OSError):  # not every file system has such locks
-            fcntl.flock(held, fcntl.LOCK_EX)
-        yield path
-    finally:
-        for made in (path, Path(f"{path}-journal")):
-            made.unlink(missing_ok=True)
-        os.close(held)
-
-
-def _remove_left(folder: Path, begin: str) -> None:
-    """Remove such files that no process holds. A new one may be about to be held."""
-    for path in folder.glob(f"{glob.escape(begin)}*"):
-        if not re.fullmatch("[0-9a-f]{12}", path.name.removeprefix(begin)):
-            continue
-        with suppress(OSError), path.open("rb") as left:
-            fcntl.flock(left, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if time.time() - os.fstat(left.fileno()).st_mtime > LEFT_SECONDS:
-                Path(f"{path}-journal").unlink(missing_ok=True)
-                path.unlink()
-
-
-def unwritable(file: Path, error: OSError) -> Exception:
-    """What to raise for a file that cannot be written."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return error
-    return ConfigError("config.backup_file", f"{file} cannot be written: {error.strerror}.",
-                       "Name a file in a folder that is there and can be written.")
 
 
 def _snapshot(database: Path, copy: Path, data: Path) -> tuple[int, int]:
@@ -229,6 +192,9 @@ def _snapshot(database: Path, copy: Path, data: Path) -> tuple[int, int]:
 def _reading(database: Path, data: Path) -> Iterator[sqlite3.Connection]:
     """The database in a read transaction: all files that belong to it are open, and closed, as its owner."""
     with as_owner(data):
+        for path in (Path(f"{database}{suffix}") for suffix in ("", "-wal", "-journal")):
+            if path.exists() and not path.is_file():  # SQLite would wait for somebody to write into a pipe
+                raise damaged(str(database), f"{path.name} is no plain file")
         source = _opened(database, "mode=rw")
     try:
         with as_owner(data):
@@ -242,17 +208,30 @@ def _reading(database: Path, data: Path) -> Iterator[sqlite3.Connection]:
 
 def checked(database: Path, name: str) -> tuple[int, int]:
     """The schema version of a database that nobody else has open, and its number of jobs. ConfigError, calling it `name`, for
-    one that is damaged or not ours."""
+    one that is damaged or not ours, or whose check has no end."""
+    ends = time.monotonic() + CHECK_SECONDS
     try:
         with closing(_opened(database, "mode=ro&immutable=1")) as db:
-            if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
-                raise ConfigError("config.database", f"{name} is another program's database.", "Name another file.")
-            found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
-            if found != "ok":
-                raise damaged(name, found)
-            return db.execute("PRAGMA user_version").fetchone()[0], db.execute("SELECT count(*) FROM jobs").fetchone()[0]
+            db.set_progress_handler(lambda: time.monotonic() > ends, CHECK_STEPS)
+            db.execute("PRAGMA trusted_schema = OFF")
+            return _counted(db, name)
     except sqlite3.Error as error:
-        raise damaged(name, str(error)) from None
+        if getattr(error, "sqlite_errorcode", None) != sqlite3.SQLITE_INTERRUPT:
+            raise damaged(name, str(error)) from None
+        if time.monotonic() <= ends:
+            raise KeyboardInterrupt from None  # it came while the handler ran, and sqlite3 swallowed it
+        raise damaged(name, f"its check does not end within {CHECK_SECONDS / 60:g} minutes") from None
+
+
+def _counted(db: sqlite3.Connection, name: str) -> tuple[int, int]:
+    if db.execute("PRAGMA application_id").fetchone()[0] != APPLICATION_ID:
+        raise ConfigError("config.database", f"{name} is another program's database.", "Name another file.")
+    found = db.execute("PRAGMA integrity_check(1)").fetchone()[0]
+    if found != "ok":
+        raise damaged(name, found)
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'jobs' AND type = 'table' AND rootpage > 0").fetchone():
+        raise damaged(name, "it has no table of jobs")  # a view may never end, a virtual table may do anything
+    return db.execute("PRAGMA user_version").fetchone()[0], db.execute("SELECT count(*) FROM jobs").fetchone()[0]
 
 
 def _opened(database: Path, how: str) -> sqlite3.Connection:
@@ -273,12 +252,21 @@ def _entry(path: Path) -> Entry:
     return Entry(path.stat().st_size, digest.hexdigest())
 
 
-def _content(path: Path) -> bytes:
+def _content(path: Path) -> bytes | None:
+    """None where there is no such file. ConfigError for what cannot be read, or could not be restored."""
     try:
-        return path.read_bytes()
+        with open(path, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+            regular = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            content = file.read(SMALL_BYTES_MAX + 1) if regular else b""
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         raise ConfigError("config.unreadable", f"{path} cannot be read: {error.strerror}.",
                           "The data directory's owner must be able to.") from None
+    if not regular or len(content) > SMALL_BYTES_MAX:
+        raise ConfigError("config.unreadable", f"{path} is {'larger than any secret' if regular else 'no plain file'}.",
+                          "Put the file that nommerd made back in its place.")
+    return content
 
 
 def _pack(archive: Path, manifest: Manifest, database: Path, small: dict[str, bytes]) -> None:
@@ -324,11 +312,3 @@ def _link(made: Path, file: Path) -> None:
         if _status(file) is not None:
             raise FileExistsError from None
         made.replace(file)  # a file system without links
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in it durable, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    with suppress(OSError):
-        os.fsync(descriptor)
-    os.close(descriptor)

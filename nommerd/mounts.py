@@ -62,6 +62,12 @@ def find(path: Path) -> Mount | None:
     return mount_of(os.path.realpath(path), parse(text))
 
 
+def is_point(path: Path) -> bool:
+    """Whether something is mounted on this very path, which may be a file's."""
+    mount = find(path)
+    return mount is not None and mount.point == os.path.realpath(path)
+
+
 def refuse_network(path: Path) -> None:
     """ConfigError for a database that would lie on a network file system: SQLite's locks do not hold there, and with them
     goes everything that is promised about jobs."""

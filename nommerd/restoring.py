@@ -10,9 +10,10 @@ import errno
 import fcntl
 import os
 import sqlite3
+import stat
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -26,30 +27,32 @@ from nommerd.backups import (
     SMALL_BYTES_MAX,
     Entry,
     Manifest,
-    as_owner,
-    beside,
     checked,
     installation,
-    sync_folder,
 )
 from nommerd.errors import ConfigError
+from nommerd.mounts import is_point
+from nommerd.owners import as_owner, hand_over
+from nommerd.scratch import beside, sync_folder
 from nommerd.sqlite_schema import MIGRATIONS
 
 if TYPE_CHECKING:
     from nommerd.config import Settings
     from nommerd.sqlite import FileLock
 
+_SQLITES = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a database
 _SHARED_FIRST, _SHARED_BYTES = 0x40000002, 510  # of SQLite's locks: held shared by whoever has the file open in WAL mode
 
 
 def restore(settings: Settings, file: Path, *, force: bool) -> Manifest:
     """Put the backup's database and secrets where the settings have them. Without `force`, only where nothing is there that
-    would be lost. Root does it as the data directory's owner, who then can open what was put there. Raises ConfigError, and
-    OSError of a full disk."""
+    would be lost. Root does it as the data directory's owner, who then can open what was put there; a new directory of the
+    services becomes theirs. Raises ConfigError, and OSError of a full disk."""
     from nommerd import sqlite  # brings gevent; before root has become somebody who may not be able to read it
 
     parts = installation(settings)
     settings.make_data_dir()
+    hand_over(settings.data_dir)
     with (_readable(file) as raw, as_owner(settings.data_dir), _nobody_else(parts[DATABASE], sqlite.exclusive) as hold,
           ExitStack() as stack):
         if parts[DATABASE].exists() and not force:
@@ -57,12 +60,12 @@ def restore(settings: Settings, file: Path, *, force: bool) -> Manifest:
         staged = {name: stack.enter_context(_staged(path)) for name, path in parts.items()}
         manifest = _unpack(file, raw, staged)
         _check_database(file, manifest, staged[DATABASE])
+        targets = {name: parts[name] for name in sorted(manifest.files, key=lambda name: name == DATABASE)}
+        _check_replaceable(targets.values())
         if not force and (taken := [parts[name] for name, wanted in manifest.files.items() if _differs(parts[name], wanted)]):
             raise _in_the_way(taken)
         hold()
-        for name in sorted(manifest.files, key=lambda name: name == DATABASE):
-            staged[name].replace(parts[name])
-            sync_folder(parts[name].parent)
+        _replace(targets, staged)
     return manifest
 
 
@@ -85,6 +88,40 @@ def _in_the_way(paths: list[Path]) -> ConfigError:
                        "Keep a copy (`nommerd backup`) and add --force, or name another paths.data.")
 
 
+def _check_replaceable(paths: Iterable[Path]) -> None:
+    """ConfigError where another file cannot take the place of what is there."""
+    for path in paths:
+        try:
+            regular = stat.S_ISREG(path.lstat().st_mode)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise _irreplaceable(path, f"cannot be looked at: {error.strerror}") from None
+        if not regular:
+            raise _irreplaceable(path, "is no plain file")
+        if is_point(path):
+            raise _irreplaceable(path, "is a mount of its own")
+
+
+def _irreplaceable(path: Path, why: str) -> ConfigError:
+    return ConfigError("config.unreadable", f"{path} {why}, and cannot be replaced.",
+                       "Nothing was changed. Move it away; mount the folder around it, not the file.")
+
+
+def _replace(targets: dict[str, Path], staged: dict[str, Path]) -> None:
+    """Move each into its place. ConfigError that says how far it came."""
+    done: list[str] = []
+    for name, path in targets.items():
+        try:
+            staged[name].replace(path)
+            done.append(name)
+            sync_folder(path.parent)
+        except OSError as error:
+            raise ConfigError("config.unreadable", f"{path} cannot be replaced: {error.strerror}. Replaced already: "
+                              f"{', '.join(done) or 'nothing'}.", "Mend that, and restore again with --force: that completes "
+                              "it.") from None
+
+
 def _differs(path: Path, wanted: Entry) -> bool:
     return path.exists() and (path.stat().st_size != wanted.bytes or sha256(path.read_bytes()).hexdigest() != wanted.sha256)
 
@@ -96,6 +133,7 @@ def _differs(path: Path, wanted: Entry) -> bool:
 def _nobody_else(database: Path, exclusive: Callable[[Path], FileLock]) -> Iterator[Hold]:
     """Neither feeder nor worker has the database open, nor can open it meanwhile. The hold makes what is there ready to be
     replaced. Raises ConfigError."""
+    _check_replaceable([database, *(Path(f"{database}{suffix}") for suffix in _SQLITES)])  # all that is opened from here on
     lock = exclusive(database)
     try:
         descriptor = os.open(f"{database}.lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -147,7 +185,7 @@ class Hold:
             with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(self._database, timeout=1)) as db:
                 db.execute("PRAGMA journal_mode = DELETE")
             self.take()
-        for suffix in ("-wal", "-shm", "-journal"):
+        for suffix in _SQLITES:
             Path(f"{self._database}{suffix}").unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from nommerd import __version__
-from nommerd.cli.options import Group, examples
+from nommerd.cli.options import Group, examples, printable
 from nommerd.errors import ConfigError, ManyErrors, NommerdError, WorkStopped
 
 DONE, FAILED, USAGE = 0, 1, 2
@@ -147,11 +147,12 @@ def _show_usage_error(error: click.ClickException, as_json: bool) -> None:
 
 
 def show_error(error: NommerdError, as_json: bool) -> None:
-    """Each fault with its place, code and hint: on stderr for people, on stdout as JSON for machines."""
+    """Each fault with its place, code and hint: on stderr for people, on stdout as JSON for machines. What somebody else wrote
+    may stand in it, and tells a terminal nothing; its further lines are set off from ours."""
     faults = error.errors if isinstance(error, ManyErrors) else [error]
     if as_json:
         shown = [{"place": e.place, "code": e.code, "message": e.message, "hint": e.hint} for e in faults]
         print(json.dumps({"errors": shown}))
         return
     for fault in faults:
-        print(f"nommerd: {fault}", file=sys.stderr)
+        print("nommerd: " + "\n  ".join(map(printable, str(fault).split("\n"))), file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -56,6 +57,7 @@ def restore(file: Path, force: bool, config_file: Path | None, as_json: bool) ->
     were running then begin anew, and webhooks that were sent since then are sent again.
     """
     from nommerd.backups import KEYS
+    from nommerd.owners import is_roots
     from nommerd.restoring import restore as put_back
 
     settings = _settings(config_file)
@@ -69,6 +71,9 @@ def restore(file: Path, force: bool, config_file: Path | None, as_json: bool) ->
             click.echo("secrets.keys of the configuration must be those of then.", err=True)
         elif KEYS not in manifest.files:
             click.echo("It holds no keys: set secrets.keys to those of then, or jobs with credentials cannot run.", err=True)
+    if is_roots(settings.data_dir):
+        click.echo("The files are root's, and nobody else's daemons can open them: "
+                   f"`chown -R USER: {shlex.quote(str(settings.data_dir))}` gives them away.", err=True)
     return DONE
 
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gzip
 import io
 import json
 import os
+import pwd
 import shutil
+import signal
 import sqlite3
 import stat
 import subprocess
@@ -23,11 +26,12 @@ from typing import Any
 import pytest
 from click.testing import CliRunner
 
-from nommerd import backups, restoring, sqlite
+from nommerd import backups, mounts, owners, restoring, sqlite
 from nommerd.backups import DATABASE, KEYS, MANIFEST, TOKEN, WEBHOOK_SECRET
+from nommerd.cli import app
 from nommerd.cli.backup import backup, restore
 from nommerd.config import Settings, load
-from nommerd.errors import ConfigError
+from nommerd.errors import ConfigError, ManyErrors
 from nommerd.job import Job, utcnow
 from nommerd.secrets import Keyring, new_key, secret_file
 from nommerd.sqlite import Database
@@ -191,14 +195,170 @@ class TestBackup:
         assert key not in done.output + back.output
 
 
+    def test_a_secret_that_no_restore_would_take_is_refused_and_a_pipe_not_waited_for(self, settings: Settings,
+                                                                                     tmp_path: Path) -> None:
+        def too_large(path: Path) -> None:
+            with path.open("wb") as file:
+                file.truncate(backups.SMALL_BYTES_MAX + 1)
+
+        for secret in (settings.token_file, settings.keys_file, settings.webhook_secret_file):
+            kept = secret.read_bytes()
+            for put, why in ((too_large, "larger"), (os.mkfifo, "no plain file"), (os.mkdir, "cannot be read"),
+                             (lambda path: path.symlink_to("/dev/zero"), "no plain file")):
+                secret.unlink()
+                put(secret)
+                with pytest.raises(ConfigError, match=why) as caught:
+                    backups.make(settings, tmp_path / "b.tar.gz", force=False)
+                assert caught.value.code == "config.unreadable"
+                secret.rmdir() if secret.is_dir() else secret.unlink()
+                secret.write_bytes(kept)
+        settings.token_file.write_bytes(b"x" * backups.SMALL_BYTES_MAX)
+        backups.make(settings, tmp_path / "b.tar.gz", force=False)
+        assert restoring.restore(settings, tmp_path / "b.tar.gz", force=True).files[TOKEN].bytes == backups.SMALL_BYTES_MAX
+
+    @pytest.mark.parametrize("suffix", ["-wal", "-journal"])
+    def test_a_pipe_beside_the_database_is_not_waited_for(self, settings: Settings, tmp_path: Path, suffix: str) -> None:
+        os.mkfifo(f"{settings.database_path(settings.store)}{suffix}")
+        with pytest.raises(ConfigError, match="no plain file"):
+            backups.make(settings, tmp_path / "b.tar.gz", force=False)
+
+    def test_the_copy_is_made_in_a_folder_where_nobody_can_put_a_journal_beside_it(
+            self, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        checked, seen = backups.checked, []
+
+        def look(copy: Path, name: str) -> tuple[int, int]:
+            folder = copy.parent
+            seen.append((folder.parent, stat.S_IMODE(folder.stat().st_mode), [path.name for path in folder.iterdir()]))
+            return checked(copy, name)
+
+        monkeypatch.setattr(backups, "checked", look)
+        backups.make(settings, tmp_path / "b.tar.gz", force=False)
+        assert seen == [(tmp_path, 0o700, [DATABASE])]
+        assert [path for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def let_in(folder: Path) -> None:
+    """Let other users through to this folder of the test's."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    for one in (folder, *folder.parents):
+        if one.stat().st_uid == 0 and not one.stat().st_mode & 0o001:
+            one.chmod(one.stat().st_mode | 0o011)
+
+
+class TestRootsFolders:
+    @pytest.fixture
+    def folder(self, tmp_path: Path) -> Path:
+        """A folder two levels below one of root's."""
+        if os.geteuid() != 0:
+            pytest.skip("only root is refused")
+        made = tmp_path / "on" / "the way"
+        made.mkdir(parents=True)
+        return made
+
+    @pytest.mark.parametrize("where", [".", ".."])
+    @pytest.mark.parametrize(("owner", "mode"), [(65534, 0o755), (0, 0o777), (0, 0o775), (65534, 0o1777)])
+    def test_root_writes_nothing_where_somebody_else_could_put_a_link(self, settings: Settings, folder: Path, where: str,
+                                                                      owner: int, mode: int) -> None:
+        theirs = (folder / where).resolve()
+        os.chown(theirs, owner, 0)
+        theirs.chmod(mode)
+        (folder.parent.parent / "link").symlink_to(folder)
+        for named in (folder, folder.parent.parent / "link"):
+            with pytest.raises(ConfigError) as caught:
+                backups.make(settings, named / "b.tar.gz", force=False)
+            assert (caught.value.code, str(theirs) in caught.value.message) == ("config.backup_file", True)
+            assert "/var/backups" in caught.value.hint
+        assert list(folder.iterdir()) == []
+
+    def test_a_folder_of_roots_with_the_sticky_bit_will_do(self, settings: Settings, folder: Path) -> None:
+        folder.chmod(0o1777)
+        assert backups.make(settings, folder / "b.tar.gz", force=False).jobs == 2
+
+    def test_others_write_where_they_may(self, settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        folder.chmod(0o777)
+        monkeypatch.setattr(os, "geteuid", lambda: 65534)
+        assert backups.make(settings, folder / "b.tar.gz", force=False).jobs == 2
+
+    def test_a_link_on_the_way_that_is_changed_meanwhile_leads_nowhere(self, settings: Settings, folder: Path,
+                                                                      monkeypatch: pytest.MonkeyPatch) -> None:
+        link, other, snapshot = folder.parent / "link", folder.parent / "other", backups._snapshot
+        link.symlink_to(folder)
+        other.mkdir()
+
+        def change(*arguments: Path) -> tuple[int, int]:
+            link.unlink()
+            link.symlink_to(other)
+            return snapshot(*arguments)
+
+        monkeypatch.setattr(backups, "_snapshot", change)
+        backups.make(settings, link / "b.tar.gz", force=False)
+        assert ([path.name for path in folder.iterdir()], list(other.iterdir())) == (["b.tar.gz"], [])
+
+
+class TestChecked:
+    """A database of whoever took over the daemons' user."""
+
+    @pytest.fixture
+    def forged(self, settings: Settings) -> Path:
+        path = settings.database_path(settings.store)
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("DROP TABLE jobs")
+            db.execute("CREATE VIEW jobs AS WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x FROM n) SELECT x FROM n")
+            db.commit()
+        return path
+
+    def test_a_view_in_the_place_of_the_jobs_is_not_counted(self, settings: Settings, forged: Path, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError, match="damaged: it has no table of jobs") as caught:
+            backups.make(settings, tmp_path / "b.tar.gz", force=False)
+        assert caught.value.code == "config.database"
+
+    def test_a_check_without_end_is_ended(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(backups, "CHECK_SECONDS", 0.0)
+        monkeypatch.setattr(backups, "CHECK_STEPS", 1)
+        with pytest.raises(ConfigError, match="does not end within") as caught:
+            backups.checked(settings.database_path(settings.store), "it")
+        assert caught.value.code == "config.database"
+
+    def test_an_interrupt_of_the_check_is_no_fault_of_the_database(self, forged: Path,
+                                                                  monkeypatch: pytest.MonkeyPatch) -> None:
+        def endless(db: sqlite3.Connection, name: str) -> tuple[int, int]:
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            return db.execute("SELECT count(*) FROM jobs").fetchone()[0], 0
+
+        monkeypatch.setattr(backups, "_counted", endless)
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                backups.checked(forged, "it")
+        finally:
+            signal.signal(signal.SIGALRM, before)
+
+    def test_functions_of_a_schema_are_not_trusted(self, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(backups, "_counted", lambda db, _: db.execute("PRAGMA trusted_schema").fetchone())
+        assert backups.checked(settings.database_path(settings.store), "it") == (0,)
+
+
+def test_an_error_tells_a_terminal_nothing_whatever_it_quotes(settings: Settings, tmp_path: Path,
+                                                              capsys: pytest.CaptureFixture[str]) -> None:
+    with closing(sqlite3.connect(settings.database_path(settings.store))) as db:
+        db.execute("CREATE TABLE t (x)")
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute("UPDATE sqlite_master SET name = 'a\x1b]0;owned\x07\x9bm', sql = 'CREATE TABLE ,' WHERE name = 't'")
+        db.commit()
+    assert app.run(["backup", str(tmp_path / "b.tar.gz"), "-c", str(tmp_path / "nommerd.yaml")]) == 2
+    told = capsys.readouterr().err
+    assert (r"\x1b]0;owned\x07\x9bm" in told, told.rstrip("\n").isprintable()) == (True, True)
+    fault = ConfigError("config.database", "one\ntwo\r\x1b[31m", "a \u202e hint", place="\x00place")
+    for error in (fault, ManyErrors([fault])):
+        app.show_error(error, as_json=False)
+        assert capsys.readouterr().err == ("nommerd: \\x00place: config.database: one\n  two\\r\\x1b[31m a \\u202e hint\n")
+
+
 @pytest.fixture
 def theirs(settings: Settings, good: Path) -> Settings:
     """An installation whose data directory is another user's, who can get there."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can give files away")
-    for folder in (settings.data_dir.parent, *settings.data_dir.parent.parents):
-        if folder.stat().st_uid == 0 and not folder.stat().st_mode & 0o001:
-            folder.chmod(folder.stat().st_mode | 0o011)
+    let_in(settings.data_dir.parent)
     for path in (settings.data_dir, *settings.data_dir.iterdir()):
         os.chown(path, 54321, 54322)
     return settings
@@ -219,7 +379,7 @@ def test_root_keeps_nothing_of_its_own_meanwhile_and_has_all_again_then(theirs: 
         return os.geteuid(), os.getegid(), os.getgroups()
 
     before = me()
-    with pytest.raises(ZeroDivisionError), backups.as_owner(theirs.data_dir):
+    with pytest.raises(ZeroDivisionError), owners.as_owner(theirs.data_dir):
         assert me() == (54321, 54322, [54322])
         raise ZeroDivisionError
     assert me() == before
@@ -332,6 +492,50 @@ class TestRestore:
         assert CANARY in settings.token_file.read_text()
         assert backups.checked(database, "it")[1] == 3, "nothing of the backup's yet"
 
+    @pytest.mark.parametrize("name", [DATABASE, TOKEN, KEYS, f"{DATABASE}-wal", f"{DATABASE}-journal"])
+    @pytest.mark.parametrize("put", [os.mkdir, os.mkfifo])
+    def test_where_one_file_cannot_be_replaced_none_is(self, settings: Settings, good: Path, name: str,
+                                                       put: Callable[[Path], None]) -> None:
+        path = settings.data_dir / name
+        path.unlink(missing_ok=True)
+        others = {other for other in (settings.token_file, settings.webhook_secret_file) if other != path}
+        for other in others:
+            other.write_text("another")
+        put(path)
+        with pytest.raises(ConfigError, match=f"{name} is no plain file") as caught:
+            restoring.restore(settings, good, force=True)
+        assert (caught.value.code, "Nothing was changed" in caught.value.hint) == ("config.unreadable", True)
+        assert {other.read_text() for other in others} == {"another"}
+
+    def test_what_is_mounted_by_itself_is_not_replaced(self, settings: Settings, good: Path, tmp_path: Path,
+                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+        """As a database is in a container."""
+        database = settings.database_path(settings.store)
+        table = tmp_path / "mountinfo"
+        table.write_text(f"27 1 8:1 / / rw - ext4 /dev/sda rw\n28 27 8:1 /host.db {database} rw - ext4 /dev/sda rw\n")
+        monkeypatch.setattr(mounts, "MOUNTINFO", table)
+        settings.token_file.write_text("another")
+        error = refused(settings, good)
+        assert (error.code, f"{database} is a mount" in error.message) == ("config.unreadable", True)
+
+    def test_cut_off_by_the_disk_it_says_what_was_replaced_and_completes_it_another_time(
+            self, settings: Settings, good: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        database, replace = settings.database_path(settings.store), Path.replace
+
+        def fail(path: Path, target: Path) -> Path:
+            if target == database:
+                raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+            return replace(path, target)
+
+        settings.token_file.write_text("another")
+        with monkeypatch.context() as patch, pytest.raises(ConfigError) as caught:
+            patch.setattr(Path, "replace", fail)
+            restoring.restore(settings, good, force=True)
+        assert f"{database} cannot be replaced" in caught.value.message
+        assert all(name in caught.value.message.partition("already: ")[2] for name in (TOKEN, KEYS, WEBHOOK_SECRET))
+        assert "--force" in caught.value.hint
+        assert restoring.restore(settings, good, force=True).jobs == 2
+
     def test_a_backup_of_a_newer_version_is_refused_with_what_to_do(self, settings: Settings, good: Path) -> None:
         bad = repacked(good, lambda members: with_manifest(members, schema_version=len(MIGRATIONS) + 1, nommerd="9.1"))
         error = refused(settings, bad)
@@ -373,6 +577,10 @@ class TestRestore:
         (lambda members: [(members[0][0], b"{}"), *members[1:]], "manifest cannot be read"),
         (lambda members: [(members[0][0], b"[" * 60_000), *members[1:]], "manifest cannot be read"),
         (lambda members: [(members[0][0], members[0][1].replace(b'"bytes"', b'"size"')), *members[1:]], "manifest cannot"),
+        *((lambda members, field=field, text=text: with_manifest(members, **{field: text}), "manifest cannot be read")
+          for field, text in (("made", "\x1b[2J"), ("made", "yesterday"), ("made", 5), ("made", "2026-01-31T09:00:00+00:00"),
+                              ("made", "2026-02-30T09:00:00Z"), ("made", "2026-01-31"), ("cluster", "\x1b[2J"),
+                              ("nommerd", "1\n2"), ("cluster", "\x9b"))),
         (lambda members: [*members[:2], (members[2][0], b"x" * len(members[2][1])), *members[3:]], "checksum"),
         (lambda members: [*members[:2], (members[2][0], b"x" * 99_000), *members[3:]], "size"),
         (lambda members: with_manifest([*members[:2], (members[2][0], b"x" * 99_000), *members[3:]]), "size"),
@@ -422,10 +630,50 @@ def test_what_a_killed_backup_or_restore_left_goes_with_the_next_one_unless_some
     assert all(path.exists() for path in kept)
 
 
-def test_what_is_being_written_is_not_taken_for_left_however_long_it_takes(tmp_path: Path) -> None:
-    with backups.beside(tmp_path / "b") as first:
-        os.utime(first, (1, 1))
-        with backups.beside(tmp_path / "b") as second:
-            assert first.exists()
-            assert second.exists()
-    assert list(tmp_path.iterdir()) == []
+class TestNewDisk:
+    """The data directory of the services is lost, and root restores it: `nobody` stands for their user."""
+
+    @pytest.fixture
+    def lost(self, settings: Settings, good: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+        let_in(settings.data_dir.parent)
+        shutil.rmtree(settings.data_dir)
+        monkeypatch.setattr(owners, "SYSTEM_DATA", settings.data_dir)
+        monkeypatch.setattr(owners, "SYSTEM_USER", "nobody")
+        return settings
+
+    def restored(self, settings: Settings, good: Path) -> tuple[set[int], str]:
+        """Whose directory and files are then, and what was said on stderr."""
+        config = str(good.with_name("nommerd.yaml"))
+        done = CliRunner().invoke(restore, [str(good), "-c", config, "--json"], standalone_mode=False)
+        assert (done.return_value, json.loads(done.stdout)["jobs"]) == (0, 2), done.exception
+        data = settings.data_dir
+        assert stat.S_IMODE(data.stat().st_mode) in (0o700, 0o755)
+        return {path.stat().st_uid for path in (data, *data.iterdir()) if path.name != "lost+found"}, done.stderr
+
+    @pytest.mark.parametrize("holds", [None, [], ["lost+found"]])
+    def test_the_directory_becomes_the_services_users_where_it_is_missing_or_an_empty_disk(
+            self, lost: Settings, good: Path, holds: list[str] | None) -> None:
+        for name in holds or ():
+            (lost.data_dir / name).mkdir(parents=True)
+        if holds is not None:
+            lost.data_dir.mkdir(exist_ok=True)
+        user = pwd.getpwnam("nobody")
+        assert self.restored(lost, good) == ({user.pw_uid}, "")
+        assert (lost.data_dir.stat().st_gid, stat.S_IMODE(lost.data_dir.stat().st_mode)) == (user.pw_gid, 0o700)
+
+    def test_what_holds_anything_of_roots_stays_roots_and_so_does_any_other(self, lost: Settings, good: Path,
+                                                                           monkeypatch: pytest.MonkeyPatch) -> None:
+        lost.data_dir.mkdir()
+        (lost.data_dir / "roots").write_text("x")
+        owned, told = self.restored(lost, good)
+        assert (owned, f"chown -R USER: {lost.data_dir}" in told) == ({0}, True)
+        for name, value in (("SYSTEM_USER", "no-such-user"), ("SYSTEM_DATA", Path("/var/lib/nommerd"))):
+            shutil.rmtree(lost.data_dir)
+            monkeypatch.setattr(owners, name, value)
+            owned, told = self.restored(lost, good)
+            assert (owned, f"chown -R USER: {lost.data_dir}" in told) == ({0}, True)
+            monkeypatch.setattr(owners, "SYSTEM_USER", "nobody")
+
+    def test_a_directory_that_others_could_exchange_is_not_given_away(self, lost: Settings, good: Path) -> None:
+        lost.data_dir.parent.chmod(0o777)
+        assert self.restored(lost, good)[0] == {0}
