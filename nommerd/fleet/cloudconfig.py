@@ -14,10 +14,10 @@ from typing import Any
 import yaml
 
 from nommerd.errors import ConfigError
-from nommerd.places import shipped_conf
+from nommerd.places import SYSTEM_DATA, shipped_conf
 
 BYTES_MAX = 16 * 1024  # of user-data, before it is encoded (EC2)
-DATA_DIR = "/var/lib/nommerd"
+DATA_DIR = str(SYSTEM_DATA)
 HOME = "/opt/nommerd"  # a virtual environment: the image's, or made here
 USER = "nommerd"
 FOLDER = "/etc/nommerd"
