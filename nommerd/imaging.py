@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -15,13 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nommerd import __version__
-from nommerd.errors import ConfigError, InfrastructureError
+from nommerd.errors import ConfigError, InfrastructureError, ShuttingDown, Stop
 from nommerd.places import shipped_deploy
 
 TEMPLATE = "encoder.pkr.hcl"
 OLDEST = (1, 6)
 WITHOUT_BUILDERS = (1, 11)  # from there on Packer's builders are plugins, which `packer init` fetches
 CHECK_SECONDS = 120.0
+KEY_SECONDS = 30.0
+HEED_SECONDS = 0.2  # at most, until an interrupt is passed on
+FFMPEGS = ("distribution", "wheels")  # what provision.sh knows
 SOURCES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "CHANGELOG.md", "LICENSE", "nommerd", "conf", "deploy")
 ANY_REGION = "us-east-1"  # for a check, which calls nothing
 
@@ -95,6 +99,15 @@ def build_argv(packer: Packer, variables: Path, values: Mapping[str, str]) -> li
 def _arguments(variables: Path, values: Mapping[str, str]) -> list[str]:
     given = [f"-var={name}={value}" for name, value in values.items()]
     return [f"-var-file={variables}", *given, str(recipe() / TEMPLATE)]
+
+
+def checked_values(given: Mapping[str, str]) -> dict[str, str]:
+    """The variables as they were given; an empty region is none. Raises ConfigError for what fails only on the instance."""
+    ffmpeg = given.get("ffmpeg", FFMPEGS[0])
+    if ffmpeg not in FFMPEGS:
+        raise ConfigError("config.bad_value", f"There is no ffmpeg from {ffmpeg!r}.", f"There are {' and '.join(FFMPEGS)}.",
+                          place="--var ffmpeg")
+    return {name: value for name, value in given.items() if value or name != "region"}
 
 
 def check(packer: Packer, sets: Mapping[tuple[str, str], Path], values: Mapping[str, str],
@@ -184,41 +197,79 @@ def workspace() -> Iterator[Path]:
 
 def make_key(where: Path) -> dict[str, str]:
     """A key pair for the time of a build, as the template's variables: Ed25519, which every Packer and every OpenSSH of today
-    takes. EC2 would make an RSA pair, whose signatures by Packer before 1.8 are refused by OpenSSH 8.8 and newer."""
-    if shutil.which("ssh-keygen") is None:
+    takes. EC2 would make an RSA pair, whose signatures by Packer before 1.8 are refused by OpenSSH 8.8 and newer.
+
+    Raises ConfigError without ssh-keygen, InfrastructureError where it makes none."""
+    program = shutil.which("ssh-keygen")
+    if program is None:
         raise ConfigError("config.no_program", "There is no ssh-keygen in PATH.", "Install OpenSSH's client.",
                           place="ssh-keygen")
     key = where / "key"
-    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "nommerd image build", "-f", str(key)],
-                   stdin=subprocess.DEVNULL, check=True)
+    argv = [program, "-q", "-t", "ed25519", "-N", "", "-C", "nommerd image build", "-f", str(key)]
+    try:  # a session of its own: a terminal's interrupt is for us to heed
+        subprocess.run(argv, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", check=True,
+                       timeout=KEY_SECONDS, start_new_session=True)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else ""
+        raise InfrastructureError("node.packer", f"ssh-keygen made no key for the build: {said or error}",
+                                  "Mend it, or give a key pair: --var ssh_private_key_file=FILE --var authorized_key=LINE.",
+                                  place="ssh-keygen") from None
     return {"ssh_private_key_file": str(key), "authorized_key": key.with_suffix(".pub").read_text(encoding="utf-8").strip()}
 
 
 # --- building ----------------------------------------------------------------------------------------------------------
 
 
-def build(packer: Packer, argv: Sequence[str], manifest: Path, env: Mapping[str, str]) -> dict[str, str]:
+@contextmanager
+def interrupts() -> Iterator[Stop]:
+    """Set by Ctrl-C, SIGTERM or SIGHUP, none of which ends this process meanwhile. For the main thread.
+
+    A hangup that is to be ignored, as under nohup, stays ignored.
+    """
+    stop = Stop()
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+               if number != signal.SIGHUP or signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, lambda *_: stop.set(ShuttingDown("interrupted"))) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def build(packer: Packer, argv: Sequence[str], manifest: Path, env: Mapping[str, str], stop: Stop) -> dict[str, str]:
     """Run the build, its output on stderr; the ids of the images it made, by region. Raises InfrastructureError.
 
-    An interrupt goes to Packer as well, which then removes what it has made: it is waited for.
+    Once `stop` is set nothing more is begun (that raises its reason), and a Packer that runs is interrupted, once: it then
+    removes what it has made, and is waited for.
     """
     for command in (init_argv(packer), argv):
         if command:
-            status = _run(command, env)
+            stop.check()
+            status = _run(command, env, stop)
             if status != 0:
                 raise InfrastructureError("node.packer", f"packer {command[1]} ended with {status}.",
                                           "What it says is above; what it had made on AWS it has removed, unless it says so.")
     return image_ids(manifest)
 
 
-def _run(command: Sequence[str], env: Mapping[str, str]) -> int:
+def _run(command: Sequence[str], env: Mapping[str, str], stop: Stop) -> int:
     sys.stdout.flush()
-    before = signal.signal(signal.SIGINT, lambda *_: None)  # the terminal sends it to Packer, too; which keeps no such handler
-    try:
-        with subprocess.Popen(command, env=_calm(env), stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno()) as process:
-            return process.wait()
-    finally:
-        signal.signal(signal.SIGINT, before)
+    try:  # a session of its own: a terminal's interrupt would be Packer's first, and ours the second, at which it gives up
+        process = subprocess.Popen(command, env=_calm(env), stdin=subprocess.DEVNULL, stdout=sys.stderr.fileno(),
+                                   start_new_session=True)
+    except OSError as error:
+        raise InfrastructureError("node.cannot_start", f"{command[0]} cannot be started: {error.strerror or error}.",
+                                  "See that it runs here: `packer version`.", place="packer") from None
+    with process:
+        while not stop.is_set():
+            try:
+                return process.wait(HEED_SECONDS)
+            except subprocess.TimeoutExpired:
+                continue
+        if process.poll() is None:  # as from a terminal, to all of it: Packer's first process leaves it to its second
+            os.killpg(process.pid, signal.SIGINT)
+        return process.wait()
 
 
 def image_ids(manifest: Path) -> dict[str, str]:

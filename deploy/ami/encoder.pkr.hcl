@@ -65,9 +65,9 @@ variable "name_prefix" {
 }
 
 variable "volume_gib" {
-  description = "The size of the image's volume; nodes may have a larger one."
+  description = "The size of the image's volume, which is also that of each node's only disk."
   type        = number
-  default     = 10
+  default     = 20
 }
 
 variable "encrypted" {

@@ -36,8 +36,9 @@ def check(*, base: str | None, arch: str | None, variables: tuple[str, ...], as_
     from nommerd import imaging
 
     sets = _sets(base, arch)
+    given = imaging.checked_values(pairs(variables, "--var"))
     packer = imaging.find_packer(os.environ)
-    found = list(imaging.check(packer, sets, pairs(variables, "--var"), os.environ))
+    found = list(imaging.check(packer, sets, given, os.environ))
     faults = [one for one in found if one.fault]
     if as_json:
         print_json({"packer": packer.text, "checked": [{"what": one.what, "ok": not one.fault, "fault": one.fault}
@@ -62,33 +63,34 @@ def check(*, base: str | None, arch: str | None, variables: tuple[str, ...], as_
 @json_option
 def build(*, base: str, arch: str, source: Path | None, variables: tuple[str, ...], dry_run: bool, as_json: bool) -> int:
     """Build the image and print its id, which goes into fleet.image_id. Packer starts a small instance for some minutes,
-    installs and tests nommerd on it, and removes everything but the image; the account is the one that the AWS command
-    line would use."""
+    installs and tests nommerd on it, and removes everything but the image, also when it is interrupted; the account is the one
+    that the AWS command line would use."""
     from nommerd import imaging
 
     file = _sets(base, arch)[base, arch]
     source = source or imaging.default_source()
     if source is not None:
         imaging.check_source(source)
-    given = pairs(variables, "--var")
+    given = imaging.checked_values(pairs(variables, "--var"))
     values = {"region": imaging.region_of(given, os.environ), "nommerd_version": imaging.source_version(source), **given}
     packer = imaging.find_packer(os.environ)
     if dry_run:
         if source is not None:
             values["nommerd_source"] = str(source.absolute())
         return _show([one for one in (imaging.init_argv(packer), imaging.build_argv(packer, file, values)) if one], as_json)
-    with imaging.workspace() as folder:
+    with imaging.interrupts() as stop, imaging.workspace() as folder:
         if source is not None:
             values["nommerd_source"] = str(imaging.copy_source(source, folder))
         if "ssh_private_key_file" not in given:
             values |= imaging.make_key(folder)
         values["manifest"] = str(folder / "manifest.json")
-        images = imaging.build(packer, imaging.build_argv(packer, file, values), folder / "manifest.json", os.environ)
+        images = imaging.build(packer, imaging.build_argv(packer, file, values), folder / "manifest.json", os.environ, stop)
     if as_json:
         print_json({"images": images, "base": base, "arch": arch, "version": values["nommerd_version"]})
     else:
         for region, image in images.items():
             print(image if len(images) == 1 else f"{region} {image}")
+    stop.check()  # it came too late, and the image is there: that is told all the same
     return 0
 
 

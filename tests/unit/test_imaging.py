@@ -5,17 +5,22 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from nommerd import __version__, imaging
 from nommerd.errors import ConfigError, InfrastructureError
-from tests.unit.cli.scripted import here
+from tests.rig import wait_until
+from tests.unit.cli.scripted import here, nommerd
 
+ROOT = Path(imaging.__file__).parent.parent
 OLD, NEW = imaging.Packer("/bin/packer", (1, 6, 6)), imaging.Packer("/bin/packer", (1, 11, 2))
 
 
@@ -122,11 +127,9 @@ def test_the_key_of_a_build_is_no_rsa_key_and_readable_by_its_owner_alone(tmp_pa
 
 
 BUILDING = """#!/bin/sh
-trap 'echo removing what was made; exit 4' INT
 echo "building, $CHECKPOINT_DISABLE"
 case $2 in
     fails) exit 3 ;;
-    lasts) while :; do sleep 0.02; done ;;
 esac
 echo '{"builds": [{"artifact_id": "eu-west-1:ami-1"}]}' >"$2"
 """
@@ -134,17 +137,18 @@ BUILD = """
 import os, sys
 from pathlib import Path
 from nommerd import imaging
-print(imaging.build(imaging.Packer(sys.argv[1], (1, 6, 6)), sys.argv[1:], Path(sys.argv[3]), os.environ))
+with imaging.interrupts() as stop:
+    print(imaging.build(imaging.Packer(sys.argv[1], (1, 6, 6)), sys.argv[1:], Path(sys.argv[3]), os.environ, stop))
 """
 
 
 def built(folder: Path, what: str) -> subprocess.Popen[str]:
-    """A build by something that does as Packer does, in a process group of its own, as on a terminal."""
+    """A build by something that does as Packer does."""
     program = folder / "packer"
     program.write_text(BUILDING)
     program.chmod(0o755)
     return subprocess.Popen([sys.executable, "-c", BUILD, str(program), "build", what], stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, text=True, start_new_session=True)
+                            stderr=subprocess.PIPE, text=True)
 
 
 def test_a_build_says_on_stderr_what_packer_says_and_gives_the_images(tmp_path: Path) -> None:
@@ -156,20 +160,6 @@ def test_a_build_that_fails_has_no_images_even_where_an_older_manifest_is(tmp_pa
     (tmp_path / "fails").write_text('{"builds": [{"artifact_id": "eu-west-1:ami-1"}]}')
     out, err = built(tmp_path, "fails").communicate(timeout=20)
     assert (out, "packer build ended with 3." in err) == ("", True), err
-
-
-def test_an_interrupted_build_waits_until_packer_has_removed_what_it_made(tmp_path: Path) -> None:
-    build = built(tmp_path, "lasts")
-    assert build.stderr is not None
-    try:
-        assert build.stderr.readline() == "building, 1\n"
-        os.killpg(build.pid, signal.SIGINT)
-        _, err = build.communicate(timeout=20)
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(build.pid, signal.SIGKILL)
-    assert err.startswith("removing what was made\n")
-    assert "packer build ended with 4." in err
 
 
 def test_what_packer_finds_wrong_is_told_with_its_words(tmp_path: Path) -> None:
@@ -189,3 +179,245 @@ def test_the_images_are_read_from_packers_manifest(tmp_path: Path) -> None:
     manifest.write_text(json.dumps({"builds": []}))
     with pytest.raises(InfrastructureError, match="no image"):
         imaging.image_ids(manifest)
+
+
+def test_the_page_tells_the_size_of_the_images_volume_and_that_it_is_the_nodes_disk() -> None:
+    template = (imaging.recipe() / imaging.TEMPLATE).read_text()
+    told = re.search(r'variable "volume_gib" {\n +description = "(.*)"\n.*\n +default += (\d+)\n', template)
+    row = re.search(r"^\| `volume_gib` \| (\d+) \| (.*) \|$", (ROOT / "docs/image.md").read_text(), re.M)
+    assert told is not None
+    assert row is not None
+    assert told[2] == row[1] == "20"
+    assert "only disk" in told[1]
+    assert "only disk of each node that starts from it" in row[2]
+    assert "(deploy.md#sizing)" in row[2]
+
+
+# --- the whole command -------------------------------------------------------------------------------------------------
+
+# As Packer: the process that is started leaves an interrupt to another one, which it waits for. That one counts interrupts for
+# longer than the command takes to pass one on, then ends where there is a file `go`; in any case some time.
+FAKE = """#!{python} -IS
+import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
+def note(**what):
+    with log.open("a") as file:
+        file.write(json.dumps(what) + "\\n")
+
+log, told, interrupts = Path(__file__).with_name("calls"), os.environ.get("TOLD", ""), []
+command, *rest = sys.argv[1:]
+given = dict(one[5:].split("=", 1) for one in rest if one.startswith("-var="))
+if command == "version":
+    print("Packer v" + os.environ.get("VERSION", "1.6.6"))
+    if told == "goes":
+        os.unlink(__file__)
+elif command != "build":
+    note(argv=sys.argv[1:])
+    sys.exit(told == command)
+else:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    child = os.fork()
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    signal.signal(signal.SIGINT, lambda *_: interrupts.append(time.monotonic()) or note(interrupt=True))
+    key, source = given.get("ssh_private_key_file"), given.get("nommerd_source")
+    note(argv=sys.argv[1:], given=given, group=os.getpgrp(),
+         source=source and sorted(path.name for path in Path(source).glob("*")),
+         public=key and subprocess.run(["ssh-keygen", "-y", "-f", key], capture_output=True, text=True).stdout)
+    ends = time.monotonic() + 30
+    while told.startswith("lasts") and time.monotonic() < ends:
+        time.sleep(0.01)
+        if interrupts and time.monotonic() > interrupts[0] + {counting} and log.with_name("go").exists():
+            break
+    if told != "lasts":
+        made = json.dumps(dict(builds=[dict(artifact_id=given["region"] + ":ami-1")]))
+        Path(given.get("manifest", "packer-manifest.json")).write_text(made)
+    sys.exit(told == "lasts" and 4)
+"""
+
+
+class Desk:
+    """Where a command finds a fake Packer first, and everything else that it may use."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.temporary = folder, folder / "tmp"
+        self.temporary.mkdir()
+        self.program("packer", FAKE.format(python=sys.executable, counting=3 * imaging.HEED_SECONDS))
+        self.env = {"PATH": f"{folder}:/usr/bin:/bin", "TMPDIR": str(self.temporary), "AWS_REGION": "eu-west-3"}
+        self.wheel = folder / f"nommerd-{__version__}-py3-none-any.whl"
+        self.wheel.write_bytes(b"")
+
+    def program(self, name: str, text: str) -> None:
+        (self.folder / name).write_text(text)
+        (self.folder / name).chmod(0o755)
+
+    def calls(self) -> list[dict[str, Any]]:
+        log = self.folder / "calls"
+        return list(map(json.loads, log.read_text().splitlines())) if log.exists() else []
+
+    def commands(self) -> list[str]:
+        return [call["argv"][0] for call in self.calls() if "argv" in call]
+
+    def left(self) -> list[str]:
+        return sorted(path.name for path in self.temporary.rglob("*"))
+
+    def build(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        return nommerd(None, "ami", "build", *arguments, cwd=self.folder, **{"PYTHONPATH": str(ROOT), **self.env, **env})
+
+    def quick(self, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+        """In this process: for what runs no build."""
+        return here(None, "ami", *arguments, **{**self.env, **env})
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_a_build_gets_a_key_of_its_own_a_copy_of_the_source_and_a_manifest_and_leaves_nothing_here(desk: Desk) -> None:
+    ended = desk.build("--var", "ffmpeg=wheels")
+    assert (ended.returncode, ended.stdout) == (0, "ami-1\n"), ended.stderr
+    (call,) = desk.calls()
+    given = call["given"]
+    for name in ("ssh_private_key_file", "nommerd_source", "manifest"):
+        assert Path(given[name]).is_relative_to(desk.temporary), name
+    assert call["public"].split()[:2] == given["authorized_key"].split()[:2]
+    assert call["source"] == sorted(imaging.SOURCES)
+    assert (given["region"], given["ffmpeg"], given["nommerd_version"]) == ("eu-west-3", "wheels", __version__)
+    assert desk.left() == []
+
+
+def test_a_build_with_a_key_that_was_given_makes_none(desk: Desk) -> None:
+    desk.program("ssh-keygen", "#!/bin/sh\nexit 1\n")
+    ended = desk.build(f"--source={desk.wheel}", "--var", "ssh_private_key_file=mine", "--json")
+    assert (ended.returncode, json.loads(ended.stdout)["images"]) == (0, {"eu-west-3": "ami-1"}), ended.stderr
+    given = desk.calls()[0]["given"]
+    assert (given["ssh_private_key_file"], "authorized_key" in given) == ("mine", False)
+
+
+@pytest.mark.parametrize(("version", "first"), [("1.10.3", []), ("1.11.0", ["init"])])
+def test_builders_are_fetched_before_a_build_and_before_a_check_by_a_packer_without_them(
+        desk: Desk, version: str, first: list[str]) -> None:
+    assert desk.build(f"--source={desk.wheel}", VERSION=version).returncode == 0
+    assert desk.commands() == [*first, "build"]
+    (desk.folder / "calls").unlink()
+    assert desk.quick("check", "--base", "debian-12", "--arch", "arm64", VERSION=version).returncode == 0
+    assert desk.commands() == [*first, "fmt", "fmt", "fmt", "validate"]
+
+
+def test_without_its_builders_nothing_is_built(desk: Desk) -> None:
+    ended = desk.build(f"--source={desk.wheel}", VERSION="1.11.0", TOLD="init")
+    assert (ended.returncode, desk.commands(), desk.left()) == (1, ["init"], [])
+    assert "packer init ended with 1." in ended.stderr
+
+
+@pytest.mark.parametrize("fails", ["validate", "fmt", "init"])
+def test_a_check_that_finds_a_fault_fails(desk: Desk, fails: str) -> None:
+    assert desk.quick("check", "--base", "debian-12", VERSION="1.11.0").returncode == 0
+    ended = desk.quick("check", "--base", "debian-12", "--json", VERSION="1.11.0", TOLD=fails)
+    assert ended.returncode == 1
+    assert not all(one["ok"] for one in json.loads(ended.stdout)["checked"])
+
+
+@pytest.mark.parametrize("command", [["check"], ["build"], ["build", "--dry-run"]])
+@pytest.mark.parametrize("ffmpeg", ["foo", ""])
+def test_an_ffmpeg_that_the_machine_would_refuse_is_refused_before_packer_runs(desk: Desk, command: list[str],
+                                                                              ffmpeg: str) -> None:
+    desk.program("packer", "#!/bin/sh\ntouch $TMPDIR/ran\necho Packer v1.6.6\n")
+    ended = desk.quick(*command, "--var", f"ffmpeg={ffmpeg}")
+    assert (ended.returncode, desk.left()) == (2, [])
+    assert "There are distribution and wheels." in ended.stderr
+
+
+def test_an_empty_region_is_none(desk: Desk) -> None:
+    ended = desk.quick("build", "--dry-run", "--json", "--var", "region=")
+    (build,) = json.loads(ended.stdout)["commands"]
+    assert [one for one in build if one.startswith("-var=region=")] == ["-var=region=eu-west-3"]
+    refused = desk.quick("build", "--dry-run", "--var", "region=", AWS_REGION="", AWS_DEFAULT_REGION="")
+    assert (refused.returncode, "No region is set" in refused.stderr) == (2, True)
+    assert desk.quick("check", "--base", "debian-12", "--var", "region=").returncode == 0
+    assert f"-var=region={imaging.ANY_REGION}" in desk.calls()[-1]["argv"]
+
+
+def test_a_packer_that_cannot_be_started_is_told(desk: Desk) -> None:
+    ended = desk.build(f"--source={desk.wheel}", TOLD="goes")
+    assert (ended.returncode, desk.left()) == (1, [])
+    assert "node.cannot_start: " in ended.stderr
+    assert "No such file or directory. See that it runs here" in ended.stderr
+
+
+@pytest.mark.parametrize(("text", "said"), [("#!/bin/sh\necho no randomness >&2\nexit 1\n", "no randomness"),
+                                            ("\x7fELF", "Exec format error")])
+def test_an_ssh_keygen_that_makes_no_key_is_told_and_packer_not_called(desk: Desk, text: str, said: str) -> None:
+    desk.program("ssh-keygen", text)
+    ended = desk.build(f"--source={desk.wheel}")
+    assert (ended.returncode, desk.calls(), desk.left()) == (1, [], [])
+    assert re.search(f"ssh-keygen: node.packer: .*{said}.* --var ssh_private_key_file=", ended.stderr)
+
+
+# --- interrupts --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def building(desk: Desk, request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[str]]:
+    """A command whose Packer is at work, in a process group of its own, as on a terminal. Gone afterwards, Packer too."""
+    argv = [sys.executable, "-m", "nommerd", "ami", "build", f"--source={desk.wheel}"]
+    env = {**os.environ, **desk.env, "PYTHONPATH": str(ROOT), "TOLD": getattr(request, "param", "lasts")}
+    with subprocess.Popen(argv, env=env, cwd=desk.folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, text=True, start_new_session=True) as command:
+        try:
+            wait_until(desk.calls, 20, lambda: f"{command.poll()}")
+            yield command
+        finally:
+            for group in {command.pid, *(call["group"] for call in desk.calls() if "group" in call)}:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(group, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg], ids=["to-the-command", "as-by-a-terminal"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_whatever_ends_a_build_packer_is_interrupted_once_and_waited_for_and_the_key_removed(
+        desk: Desk, building: subprocess.Popen[str], number: signal.Signals, send: Any) -> None:
+    send(building.pid, number)
+    wait_until(lambda: {"interrupt": True} in desk.calls(), 20, lambda: str(desk.calls()))
+    send(building.pid, signal.SIGTERM)  # CI systems have little patience
+    assert building.poll() is None
+    assert "key" in desk.left(), "Packer may need it until it ends"
+    (desk.folder / "go").touch()
+    out, err = building.communicate(timeout=20)
+    assert (building.returncode, out) == (1, ""), err
+    assert "packer build ended with 4." in err
+    assert desk.calls().count({"interrupt": True}) == 1, "a second one makes Packer leave everything as it is"
+    assert desk.left() == []
+
+
+@pytest.mark.parametrize("building", ["lasts and ends well"], indirect=True)
+def test_an_image_that_is_made_in_spite_of_an_interrupt_is_told(desk: Desk, building: subprocess.Popen[str]) -> None:
+    (desk.folder / "go").touch()
+    building.terminate()
+    out, err = building.communicate(timeout=20)
+    assert (building.returncode, out, err) == (130, "ami-1\n", "nommerd: interrupted\n")
+    assert desk.left() == []
+
+
+def test_an_interrupt_before_packer_starts_starts_none(desk: Desk) -> None:
+    desk.program("ssh-keygen", '#!/bin/sh\nkill -TERM $PPID\nexec /usr/bin/ssh-keygen "$@"\n')
+    ended = desk.build(f"--source={desk.wheel}")
+    assert (ended.returncode, ended.stderr) == (130, "nommerd: interrupted\n")
+    assert (desk.calls(), desk.left()) == ([], [])
+
+
+def test_a_hangup_that_is_to_be_ignored_is_ignored_and_all_is_as_before_afterwards() -> None:
+    numbers = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
+    was = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        before = list(map(signal.getsignal, numbers))
+        with imaging.interrupts() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.is_set()
+            signal.raise_signal(signal.SIGTERM)
+            assert stop.is_set()
+        assert list(map(signal.getsignal, numbers)) == before
+    finally:
+        signal.signal(signal.SIGHUP, was)
