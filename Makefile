@@ -5,29 +5,31 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 MEDIA ?=
+FFMPEG ?= path
+JOBS := tests/acceptance/test_encode.py tests/acceptance/test_demo.py tests/integration/test_worker.py
 
 # else each process that a test starts would compile all of nommerd anew
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-wheels test-deploy test-all lint docs bench dist clean
+.PHONY: demo test test-jobs test-deploy test-all lint docs bench dist clean
 
 demo: $(VENV)/.installed
 	$(BIN)/nommerd demo $(if $(MEDIA),"$(MEDIA)")
 
-# On the ffmpeg in PATH, else on the wheels' one; tests of media run on both anyway.
+# On the ffmpeg in PATH, else (and with FFMPEG=wheels) on the wheels' one; tests of media run on both anyway.
 test: $(VENV)/.dev
-	$(BIN)/python -m tests.side_by_side -m "not slow"
+	$(BIN)/python -m $(if $(filter wheels,$(FFMPEG)),tests.wheels) tests.side_by_side -m "not slow"
 
-# What runs whole jobs, on the wheels' ffmpeg whatever is in PATH.
-test-wheels: $(VENV)/.dev
-	$(BIN)/python -m tests.wheels tests/acceptance/test_encode.py tests/acceptance/test_demo.py tests/integration/test_worker.py
+# What runs whole jobs, on the other one.
+test-jobs: $(VENV)/.dev
+	$(BIN)/python -m $(if $(filter-out wheels,$(FFMPEG)),tests.wheels) pytest $(JOBS)
 
 # Image, user-data, supervisor, container: in roots of their own, as root, with packer, debootstrap, cloud-init and shellcheck.
 test-deploy: $(VENV)/.dev
 	$(BIN)/python -m pytest tests/deploy -m "not slow"
 
 # Everything, with what takes minutes.
-test-all: test test-wheels test-deploy
+test-all: test test-jobs test-deploy
 	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.dev

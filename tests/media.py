@@ -26,6 +26,7 @@ AUDIO_CODEC = {"webm": "libopus", "mpg": "mp2", "vob": "mp2", "wav": "pcm_s16le"
 SOUND_ONLY = frozenset({"wav", "mp3", "flac", "ogg", "m4a", "aac"})
 BUILDS = ("path", "wheel")  # the ffmpegs that tests run against: the one in PATH, and the Python wheels'
 MAKE_SECONDS = 120.0
+PATH_BEFORE = "TESTS_PATH_BEFORE"  # where tests.wheels has put the wheels' in front: PATH without them
 
 
 @cache
@@ -166,7 +167,8 @@ def facts(path: Path) -> dict[str, object]:
 
 
 def _in_path() -> tuple[Path, Path] | None:
-    found = shutil.which("ffmpeg"), shutil.which("ffprobe")
+    path = os.environ.get(PATH_BEFORE)
+    found = shutil.which("ffmpeg", path=path), shutil.which("ffprobe", path=path)
     return (Path(found[0]), Path(found[1])) if found[0] and found[1] else None
 
 

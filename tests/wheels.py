@@ -1,4 +1,5 @@
-"""`python -m tests.wheels TESTS…`: pytest with the Python wheels' ffmpeg and ffprobe as the ones in PATH."""
+"""`python -m tests.wheels MODULE ARGUMENTS…`: tests with the Python wheels' ffmpeg and ffprobe as the ones in PATH. Those start
+ten times as fast as a distribution's, which is half of a test's time; tests of media run on both all the same."""
 
 from __future__ import annotations
 
@@ -8,10 +9,10 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.media import _in_wheels
+from tests.media import PATH_BEFORE, _in_wheels
 
 
-def main(tests: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     found = _in_wheels()
     if found is None:
         print("no ffmpeg wheels: pip install 'nommerd[ffmpeg]'", file=sys.stderr)
@@ -19,9 +20,9 @@ def main(tests: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name, program in zip(("ffmpeg", "ffprobe"), found, strict=True):
             (Path(folder) / name).symlink_to(program)
-        env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}"}
+        env = {**os.environ, "PATH": f"{folder}:{os.environ['PATH']}", PATH_BEFORE: os.environ["PATH"]}
         print(f"with {found[0]} and {found[1]}", flush=True)
-        return subprocess.run([sys.executable, "-m", "pytest", *tests], env=env, check=False).returncode
+        return subprocess.run([sys.executable, "-m", *arguments], env=env, check=False).returncode
 
 
 if __name__ == "__main__":
