@@ -1,5 +1,6 @@
-"""`python -m tests.wheels MODULE ARGUMENTS…`: tests with the Python wheels' ffmpeg and ffprobe as the ones in PATH. Those start
-ten times as fast as a distribution's, which is half of a test's time; tests of media run on both all the same."""
+"""`python -m tests.wheels MODULE ARGUMENTS…`: tests with the Python wheels' ffmpeg and ffprobe as the ones in PATH.
+
+Those start ten times as fast as a distribution's. Tests of media run on both all the same."""
 
 from __future__ import annotations
 
