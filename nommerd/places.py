@@ -14,8 +14,15 @@ TOKEN_NAME = "token"
 def default_data_dir(env: Mapping[str, str]) -> Path:
     """XDG_DATA_HOME/nommerd, else ~/.local/share/nommerd."""
     home = env.get("XDG_DATA_HOME", "")
-    base = Path(home) if home.startswith("/") else Path(env.get("HOME") or Path.home()) / ".local" / "share"
+    base = Path(home) if home.startswith("/") else _home(env) / ".local" / "share"
     return base / "nommerd"
+
+
+def _home(env: Mapping[str, str]) -> Path:
+    try:
+        return Path(env.get("HOME") or Path.home())
+    except RuntimeError:  # a user whom nobody knows, as in containers
+        return Path("/nonexistent")
 
 
 def shipped_conf() -> Path:
@@ -37,5 +44,5 @@ def _shipped(name: str) -> Path:
 def state_dir(env: Mapping[str, str]) -> Path:
     """XDG_STATE_HOME/nommerd, else ~/.local/state/nommerd: what client commands remember."""
     home = env.get("XDG_STATE_HOME", "")
-    base = Path(home) if home.startswith("/") else Path(env.get("HOME") or Path.home()) / ".local" / "state"
+    base = Path(home) if home.startswith("/") else _home(env) / ".local" / "state"
     return base / "nommerd"

@@ -20,6 +20,7 @@ usage: provision.sh (--role feeder | --role worker | --image)... [OPTION...]
 END
 }
 
+code=""
 fail() {
     trap - ERR
     echo "provision.sh: $*" >&2
@@ -28,7 +29,7 @@ fail() {
 trap 'fail "line $LINENO failed: $BASH_COMMAND"' ERR
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
-roles=() image=false source="" version="" ffmpeg=distribution changed=0
+roles=() image=false source="" version="" ffmpeg=distribution changed=0 made=false
 while (($#)); do
     [[ $1 != --*=* ]] || set -- "${1%%=*}" "${1#*=}" "${@:2}"
     case $1 in
@@ -200,6 +201,7 @@ if [[ ! -e $release/.complete ]]; then
     "${pip[@]}" "$wanted" || { rm -rf "$release"; fail "pip could not install nommerd (above)"; }
     sync -f "$release"
     touch "$release/.complete"
+    made=true
 fi
 
 # --- does it work? -----------------------------------------------------------------------------------------------------
@@ -208,7 +210,7 @@ say ... "a self-test: one clip"
 install -d -o nommerd -g nommerd -m 700 "$scratch/test"
 chmod 711 "$scratch"
 if ! as_user "$release/bin/nommerd" demo --json -o "$scratch/test/out"; then
-    [[ $(readlink /opt/nommerd || :) == "$release" ]] || rm "$release/.complete" # to be made anew
+    ! $made || rm "$release/.complete" # to be made anew
     tail -n 40 "$scratch/told" | cat -v >&2 # it is the user's: nothing for root's terminal to obey
     fail "the self-test failed (above): a clip could not be encoded and verified"
 fi
@@ -233,13 +235,11 @@ if ! $image; then
         { cat -v "$scratch/told" >&2; fail "$config does not hold (above)"; }
 fi
 # it works, and takes this configuration: from here on this version is the machine's
-turned=false
 if [[ $(readlink /opt/nommerd || :) != "$release" ]]; then
     [[ ! -d /opt/nommerd || -L /opt/nommerd ]] || fail "/opt/nommerd is a folder that this script did not make: move it away"
     [[ ! -e /opt/nommerd ]] || ln -sfn "$(readlink /opt/nommerd)" /opt/nommerd.before
     ln -sfn "$release" /opt/nommerd.new
     mv -T /opt/nommerd.new /opt/nommerd
-    turned=true
     did "$(/opt/nommerd/bin/nommerd --version) in $release"
 else
     say ok "$(/opt/nommerd/bin/nommerd --version) in $release"
@@ -315,12 +315,12 @@ if supervisorctl pid >/dev/null 2>&1; then
                 fi ;;
         esac
     done <"$scratch/reread"
-    if $turned; then # what watches the daemons goes on with the version that is the machine's now
-        for role in "${has[@]}"; do
-            [[ $(supervisorctl status "nommerd-$role-health" || :) != *" RUNNING "* ]] ||
-                supervisorctl restart "nommerd-$role-health" >/dev/null
-        done
-    fi
+    for role in "${has[@]}"; do # what watches the daemons goes on with the version that is the machine's now
+        pid=$(supervisorctl pid "nommerd-$role-health" || :)
+        if [[ $pid == [1-9]* ]] && ! grep -qsF -- "$release/" "/proc/$pid/maps"; then
+            supervisorctl restart "nommerd-$role-health" >/dev/null
+        fi
+    done
 else
     service supervisor start >/dev/null 9>&-
 fi

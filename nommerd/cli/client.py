@@ -18,6 +18,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 from nommerd import __version__
 from nommerd.errors import ConfigError, InfrastructureError, InputError, ManyErrors, NommerdError
+from nommerd.owners import changeable
 from nommerd.places import DEFAULT_URL, SYSTEM_DATA, TOKEN_NAME, default_data_dir
 from nommerd.secrets import Secret
 
@@ -29,19 +30,25 @@ PAGE_MAX = 500  # jobs in one answer
 ANSWER_BYTES_MAX = 64 * 2**20
 TOKEN_BYTES_MAX = 4096
 THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost"})
+LISTEN = "0A"  # a socket's state in /proc/net/tcp
+NOBODYS = -1  # a user id
 FINAL = frozenset({"FINISHED", "ERROR", "ABANDONED", "CANCELLED"})
 
 
 def find_token(explicit: str | None, env: Mapping[str, str], url: str = DEFAULT_URL) -> Secret:
-    """--token, else NOMMERD_TOKEN, else the token file that `nommerd up` makes, else, for a feeder on this machine, that of
-    the machine's own installation. ConfigError without any that may be read."""
+    """--token, else NOMMERD_TOKEN, else the token file that `nommerd up` makes; before that the machine's own for those who
+    may read it, where it is the machine's feeder that listens there. ConfigError without any."""
     if explicit is not None and not explicit.strip():  # a variable that is not set must not become the operator's token
         raise ConfigError("config.no_token", "--token is empty.", "Leave it out to use NOMMERD_TOKEN or the token file.")
     text = explicit or env.get("NOMMERD_TOKEN")
     if text:
         return Secret(text.strip())
-    usual = default_data_dir(env) / TOKEN_NAME
-    for path in (usual, *([SYSTEM_DATA / TOKEN_NAME] if urlsplit(url).hostname in THIS_MACHINE else [])):
+    usual, machines = default_data_dir(env) / TOKEN_NAME, SYSTEM_DATA / TOKEN_NAME
+    listeners = _listeners(url)
+    with suppress(OSError, UnicodeDecodeError):
+        if listeners == {machines.stat().st_uid}:
+            return token_in(machines)
+    for path in (usual, *([] if listeners else [machines])):  # where nobody listens, that is what there is to tell
         with suppress(OSError, UnicodeDecodeError):
             return token_in(path)
     raise ConfigError("config.no_token", f"There is no API token: {usual} cannot be read.",
@@ -49,14 +56,33 @@ def find_token(explicit: str | None, env: Mapping[str, str], url: str = DEFAULT_
                       "`token` in its data directory.")
 
 
+def _listeners(url: str) -> set[int]:
+    """The user ids of those who listen at this port of this machine (proc(5): net/tcp); of another machine nobody's."""
+    try:
+        parts = urlsplit(url)
+        if parts.hostname not in THIS_MACHINE:
+            return {NOBODYS}
+        port = f":{parts.port or (443 if parts.scheme == 'https' else 80):04X}"
+    except ValueError:  # which is told where it is used
+        return {NOBODYS}
+    found = set()
+    for table in ("tcp", "tcp6"):
+        with suppress(OSError):
+            rows = [line.split() for line in Path(f"/proc/self/net/{table}").read_text(encoding="ascii").splitlines()[1:]]
+            found |= {int(row[7]) for row in rows if row[3] == LISTEN and row[1].endswith(port)}
+    return found
+
+
 def token_in(file: Path) -> Secret:
-    """Raises OSError or UnicodeDecodeError. Root is neither led elsewhere by who owns the directory, nor kept waiting."""
-    root = os.geteuid() == 0
-    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | (os.O_NOFOLLOW if root else 0)), encoding="ascii") as opened:
+    """Raises OSError or UnicodeDecodeError, also where it is empty. In a folder that is somebody else's to change, root is
+    neither led elsewhere by a link nor takes another's file; and nobody is kept waiting by a pipe."""
+    careful = os.geteuid() == 0 and changeable(Path(os.path.realpath(file.parent))) is not None
+    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | (os.O_NOFOLLOW if careful else 0)), encoding="ascii") as opened:
         found = os.fstat(opened.fileno())
-        if not stat.S_ISREG(found.st_mode) or (root and found.st_uid != file.parent.stat().st_uid):
+        text = opened.read(TOKEN_BYTES_MAX).strip() if stat.S_ISREG(found.st_mode) else ""
+        if not text or (careful and found.st_uid != file.parent.stat().st_uid):
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(file))
-        return Secret(opened.read(TOKEN_BYTES_MAX).strip())
+        return Secret(text)
 
 
 class Busy(InfrastructureError):

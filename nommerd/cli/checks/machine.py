@@ -102,8 +102,10 @@ def limits(patient: Patient) -> Iterator[Finding]:
 
 def sandbox(patient: Patient) -> Iterator[Finding]:
     """What confines ffmpeg. The data directory is the daemons', whoever asks."""
-    data = patient.settings.data_dir if patient.settings is not None else None
-    owner = data.stat().st_uid if data is not None and data.is_dir() else os.geteuid()
+    owner = os.geteuid()
+    if patient.settings is not None:
+        with suppress(OSError):  # not there yet, or not for this user to look at
+            owner = patient.settings.data_dir.stat().st_uid
     uid = " It runs as root here." if owner == 0 else ""
     yield Finding("sandbox", WARNING if uid else OK,
                   f"ffmpeg is confined by this user's rights alone: this version has no sandbox.{uid}",
