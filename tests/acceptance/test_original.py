@@ -200,7 +200,8 @@ def test_rows_15_16_66_to_69__changes_are_noticed_at_once_and_final_ones_are_tol
     assert datetime.fromisoformat(finished) <= utcnow()
     bad = submit(cloud, "row66.mp4", source_path=f"s3://{cloud.inbox}/missing.mp4")
     cloud.wait_state(bad, {"ERROR"}, 30)
-    settled = [event for name in ("w1", "w2") for event in cloud.events(name, "job.settled") if event["job"] == bad]
+    settled = wait_until(lambda: [event for name in ("w1", "w2") for event in cloud.events(name, "job.settled")
+                                  if event["job"] == bad], 10, "a line of the log, which comes after the record")
     assert settled[-1]["code"] == "source.not_found"
 
 
