@@ -125,7 +125,8 @@ def test_daemons_that_hang_are_started_again(machine: Machine) -> None:
     machine.wait_running()
     before = {name: machine.signal(name, "STOP") for name in ("nommerd-feeder", "nommerd-worker")}
     wait_until(lambda: all(machine.pid(name) not in (0, pid) for name, pid in before.items()), 90, "both have new processes")
-    assert "127.0.0.2 port 8002" in machine.events("worker-health", "health.killed")[-1]["addresses"]
+    killed = wait_until(lambda: machine.events("worker-health", "health.killed"), 20, "what killed it says so, afterwards")
+    assert "127.0.0.2 port 8002" in killed[-1]["addresses"]
     machine.wait_listening()
     source = machine.put(clip(seconds=2, size="320x180"), "after-hang.mp4")
     machine.wait_state(machine.submit(source, "/srv/media/after-hang-out.mp4", preset="web-480p"), "FINISHED")
