@@ -20,10 +20,10 @@ from typing import Any
 from xmlrpc.client import Fault
 
 from nommerd import logs
+from nommerd.sockets import listeners
 
 ANSWER_SECONDS = 10.0
 MISSES = 2  # in a row, of one process
-LISTEN = "0A"  # a socket's state in /proc/net/tcp
 RUNNING = 20  # a process's state, as supervisor numbers them
 # connecting fails on this side: the address says nothing about who listens there
 NOT_FROM_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EHOSTUNREACH, errno.EINVAL, errno.ENETUNREACH})
@@ -34,7 +34,6 @@ Address = tuple[str, int]
 def listening(pid: int) -> list[Address]:
     """The TCP addresses, to connect to from this machine, on which this process listens; none where it is gone. Raises
     PermissionError where nobody may look at it, as in containers without CAP_SYS_PTRACE."""
-    found = []
     try:
         links = set()
         for link in Path(f"/proc/{pid}/fd").iterdir():
@@ -42,18 +41,11 @@ def listening(pid: int) -> list[Address]:
                 links.add(str(link.readlink()))
     except (FileNotFoundError, ProcessLookupError):
         return []
-    for table in ("tcp", "tcp6"):
-        with suppress(FileNotFoundError, ProcessLookupError):  # a kernel without IPv6; a process that has ended
-            for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]:
-                fields = line.split()
-                if fields[3] == LISTEN and f"socket:[{fields[9]}]" in links:
-                    found += _addresses(fields[1])
-    return found
+    return [address for one in listeners(pid) if f"socket:[{one.inode}]" in links for address in _addresses(one.address)]
 
 
 def _addresses(text: str) -> list[Address]:
-    """As the kernel writes it: 32-bit words in this machine's byte order, a colon, the port. All addresses of IPv6 may be
-    those of IPv4 too, and the only ones that a machine has."""
+    """Of a Listener's. All addresses of IPv6 may be those of IPv4 too, and the only ones that a machine has."""
     words, port = text.split(":")
     packed = struct.pack(f"={len(words) // 8}I", *(int(words[at:at + 8], 16) for at in range(0, len(words), 8)))
     host = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)

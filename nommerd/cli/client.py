@@ -21,6 +21,7 @@ from nommerd.errors import ConfigError, InfrastructureError, InputError, ManyErr
 from nommerd.owners import changeable
 from nommerd.places import DEFAULT_URL, SYSTEM_DATA, TOKEN_NAME, default_data_dir
 from nommerd.secrets import Secret
+from nommerd.sockets import listeners
 
 TIMEOUT_SECONDS = 30.0
 WAIT_SECONDS = 20.0  # how long one request waits for a change
@@ -30,7 +31,6 @@ PAGE_MAX = 500  # jobs in one answer
 ANSWER_BYTES_MAX = 64 * 2**20
 TOKEN_BYTES_MAX = 4096
 THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost"})
-LISTEN = "0A"  # a socket's state in /proc/net/tcp
 NOBODYS = -1  # a user id
 FINAL = frozenset({"FINISHED", "ERROR", "ABANDONED", "CANCELLED"})
 
@@ -44,11 +44,11 @@ def find_token(explicit: str | None, env: Mapping[str, str], url: str = DEFAULT_
     if text:
         return Secret(text.strip())
     usual, machines = default_data_dir(env) / TOKEN_NAME, SYSTEM_DATA / TOKEN_NAME
-    listeners = _listeners(url)
+    there = _listening(url)
     with suppress(OSError, UnicodeDecodeError):
-        if listeners == {machines.stat().st_uid}:
+        if there == {machines.stat().st_uid}:
             return token_in(machines)
-    for path in (usual, *([] if listeners else [machines])):  # where nobody listens, that is what there is to tell
+    for path in (usual, *([] if there else [machines])):  # where nobody listens, that is what there is to tell
         with suppress(OSError, UnicodeDecodeError):
             return token_in(path)
     raise ConfigError("config.no_token", f"There is no API token: {usual} cannot be read.",
@@ -56,8 +56,8 @@ def find_token(explicit: str | None, env: Mapping[str, str], url: str = DEFAULT_
                       "`token` in its data directory.")
 
 
-def _listeners(url: str) -> set[int]:
-    """The user ids of those who listen at this port of this machine (proc(5): net/tcp); of another machine nobody's."""
+def _listening(url: str) -> set[int]:
+    """The user ids of those who listen at this port of this machine; of another machine nobody's."""
     try:
         parts = urlsplit(url)
         if parts.hostname not in THIS_MACHINE:
@@ -65,12 +65,7 @@ def _listeners(url: str) -> set[int]:
         port = f":{parts.port or (443 if parts.scheme == 'https' else 80):04X}"
     except ValueError:  # which is told where it is used
         return {NOBODYS}
-    found = set()
-    for table in ("tcp", "tcp6"):
-        with suppress(OSError):
-            rows = [line.split() for line in Path(f"/proc/self/net/{table}").read_text(encoding="ascii").splitlines()[1:]]
-            found |= {int(row[7]) for row in rows if row[3] == LISTEN and row[1].endswith(port)}
-    return found
+    return {one.uid for one in listeners() if one.address.endswith(port)}
 
 
 def token_in(file: Path) -> Secret:

@@ -19,6 +19,7 @@ import pytest
 
 from nommerd import livecheck, logs
 from nommerd.livecheck import Address, LiveCheck, answers, listening
+from tests.media import missing
 from tests.rig import wait_until
 
 SERVER = """
@@ -71,6 +72,8 @@ def test_a_process_is_asked_where_it_listens(bound: str, reached: list[str]) -> 
 
 @pytest.mark.parametrize("host", ["fe80::1", "192.0.2.1"])
 def test_an_address_that_this_machine_cannot_ask_says_nothing(host: str) -> None:
+    if os.geteuid() != 0:
+        missing("root's rights")
     without_routes = ["unshare", "--net", sys.executable, "-c",
                       f"from nommerd.livecheck import answers; print(answers(({host!r}, 8001), 5))"]
     assert subprocess.run(without_routes, capture_output=True, text=True, timeout=30).stdout == "None\n"

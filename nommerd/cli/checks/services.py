@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 import time
 from collections.abc import Iterator, Mapping
@@ -101,7 +102,12 @@ def tokens(patient: Patient) -> Iterator[Finding]:
     except ConfigError as error:
         if error.code != "config.no_token":
             raise
-        yield Finding("tokens", OK, "There is no token here yet, so none was tried.")
+        file = patient.settings.token_file if patient.settings is not None else None
+        if file is not None and os.path.lexists(file):
+            yield Finding("tokens", WARNING, f"{file} was not read: it is empty, no plain file, or not of its folder's owner.",
+                          "Put the token back there, or set NOMMERD_TOKEN.")
+        else:
+            yield Finding("tokens", OK, "There is no token here yet, so none was tried.")
         return
     try:
         yield from _accepted(client)

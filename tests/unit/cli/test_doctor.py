@@ -203,6 +203,16 @@ def test_something_else_on_the_port_is_a_fault(feeder: Feeder, tmp_path: Path) -
     assert ("feeder", "fault") in statuses(services.feeder(patient))
 
 
+def test_a_token_file_that_is_of_no_use_is_told_and_not_taken_for_none(tmp_path: Path) -> None:
+    patient = settled(tmp_path)
+    file = patient.known.token_file
+    told = [one for one in services.tokens(patient) if "no token here" in one.message]
+    assert [one.status for one in told] == ["ok"]
+    file.parent.mkdir()
+    file.touch(0o600)
+    assert any(one.status == "warning" and f"{file} was not read" in one.message for one in services.tokens(patient))
+
+
 def test_a_token_file_that_others_can_read_is_a_fault(tmp_path: Path) -> None:
     patient = settled(tmp_path)
     file = patient.known.token_file
