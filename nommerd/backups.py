@@ -295,11 +295,11 @@ def _publish(made: Path, file: Path, force: bool) -> None:
             made.replace(file)
         else:
             _link(made, file)
+        sync_folder(file.parent)
     except FileExistsError:
         raise _exists(file) from None
     except OSError as error:
         raise unwritable(file, error) from None
-    sync_folder(file.parent)
 
 
 def _link(made: Path, file: Path) -> None:

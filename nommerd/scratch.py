@@ -88,8 +88,12 @@ def unwritable(file: Path, error: OSError) -> Exception:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names in it durable, where the file system can."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    with suppress(OSError):
+    """Make names in it durable. File systems that cannot are left to themselves. It may block."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
         os.fsync(descriptor)
-    os.close(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)

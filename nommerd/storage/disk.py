@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nommerd import runtime
 from nommerd.errors import InfrastructureError, InputError, NommerdError, Stop
+from nommerd.scratch import sync_folder
 from nommerd.storage.base import OnBytes
 
 CHUNK_BYTES = 8 * 2**20  # copied per visit to the thread pool: some 20 ms, so that a stop is seen soon
@@ -122,18 +123,6 @@ def make_folders(folder: Path) -> None:
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR)) from None
     for made in missing:
         sync_folder(made.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make names in it durable. Call it in the pool. Filesystems that cannot are left to themselves."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def link_new(part: Path, dest: Path) -> None:

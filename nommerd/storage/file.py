@@ -24,6 +24,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from nommerd import runtime
 from nommerd.errors import Fenced, InfrastructureError, InputError, NommerdError, Stop
+from nommerd.scratch import sync_folder
 from nommerd.storage import disk
 from nommerd.storage.base import NO_OPTIONS, Fetched, OnBytes, Staging, Storage, UploadOptions
 
@@ -189,7 +190,7 @@ class FileStorage(Storage):
                 if disk.copy(descriptor, copy, size, on_bytes, stop) != size:
                     raise InfrastructureError("node.io_error", "An output changed while it was copied.")
                 runtime.in_pool(os.fsync, copy)
-            runtime.in_pool(disk.sync_folder, part.parent)
+            runtime.in_pool(sync_folder, part.parent)
 
     def publish(self, staging: Staging, overwrite: bool) -> None:
         dest = self._dest(staging.uri)
@@ -300,7 +301,7 @@ def _publish(part: Path, dest: Path, overwrite: bool) -> None:
     except (OSError, NommerdError):
         part.unlink(missing_ok=True)
         raise
-    disk.sync_folder(dest.parent)
+    sync_folder(dest.parent)
 
 
 def _same_file(part: Path, dest: Path) -> bool:
