@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 import click
 
-from nommerd.cli.client import Client
+from nommerd.cli.client import Client, Conflict
 from nommerd.cli.options import Command, Group, client_options, examples, json_option, printable
 from nommerd.cli.output import ProgressLine, age, duration, moment, print_json, size, table
 from nommerd.errors import InfrastructureError
@@ -40,7 +40,7 @@ def list_workers(*, url: str | None, token: str | None, as_json: bool) -> None:
 @workers.command("drain", short_help="Let a worker finish its jobs and end.", epilog=examples(
     "nommerd workers drain worker-1", "nommerd workers drain i-0123456789abcdef0 --wait"))
 @click.argument("name")
-@click.option("--wait", is_flag=True, help="Return once it has ended.")
+@click.option("--wait", is_flag=True, help="Return once it has ended, or if it had.")
 @client_options
 @json_option
 def drain(name: str, *, wait: bool, url: str | None, token: str | None, as_json: bool) -> None:
@@ -49,7 +49,13 @@ def drain(name: str, *, wait: bool, url: str | None, token: str | None, as_json:
     To stop it at once, send it SIGTERM: its jobs go back and are begun again elsewhere.
     """
     client = Client.from_options(url, token)
-    worker: dict[str, Any] = client.call("POST", f"/v1/workers/{quote(name, safe='')}/drain")
+    try:
+        worker: dict[str, Any] = client.call("POST", f"/v1/workers/{quote(name, safe='')}/drain")
+    except Conflict:
+        ended = [one for one in _workers(client) if (one["name"], one["state"]) == (name, "TERMINATED")]
+        if not wait or not ended:
+            raise
+        worker, = ended
     if wait:
         worker = _wait_for_end(client, worker, quiet=as_json)
     if as_json:

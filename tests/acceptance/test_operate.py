@@ -179,6 +179,8 @@ def test_a_drained_worker_finishes_its_job_takes_no_other_and_exits_with_success
     assert town.nommerd("workers", "drain", "w1", "--wait")["state"] == "TERMINATED"
     assert town.job(running)["state"] == "FINISHED"
     assert drained.process.wait(10) == 0
+    assert town.nommerd("workers", "drain", "w1", "--wait")["state"] == "TERMINATED"  # what is waited for has come
+    assert town.nommerd("workers", "drain", "w1", code=1)["errors"][0]["code"] == "request.wrong_state"
     assert town.job(later)["state"] == "PENDING"
     again = town.alone()  # the request was of the life before
     town.wait_finished(later)
