@@ -56,12 +56,13 @@ $(VENV)/.python:
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 	touch $@
 
+# Not compiled: of most that is installed nothing is ever imported.
 $(VENV)/.installed: $(VENV)/.python setup.py
-	$(PIP) install --quiet -e '.[ffmpeg]'
+	$(PIP) install --quiet --no-compile -e '.[ffmpeg]'
 	touch $@
 
 $(VENV)/.dev: $(VENV)/.python setup.py
-	$(PIP) install --quiet -e '.[dev,ffmpeg]'
+	$(PIP) install --quiet --no-compile -e '.[dev,ffmpeg]'
 	touch $(VENV)/.installed $@
 
 clean:

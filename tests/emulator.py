@@ -92,6 +92,11 @@ def atomic(method):
     return call
 for name in ("put_item", "update_item", "delete_item"):
     setattr(DynamoDBBackend, name, atomic(getattr(DynamoDBBackend, name)))
+import functools, gc, logging
+import moto.core.responses
+moto.core.responses.method_names_from_class = functools.cache(moto.core.responses.method_names_from_class)  # else at each call
+logging.getLogger("werkzeug").setLevel(logging.ERROR)  # nobody reads its line for each call
 from moto.server import main
+gc.freeze()
 main(["-H", "127.0.0.1", "-p", sys.argv[1]])
 """

@@ -27,6 +27,7 @@ from tests.rig import free_port, listening, wait_until
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "docs" / "deploy.md"  # what root does there runs in tests/deploy
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+LONG = {"aws.md", "cli.md"}  # a minute of processor time, and half of one
 ELSEWHERE = {"make demo": "tests/acceptance/test_demo.py", "make test": "this is it"}
 FAMILIES = ("input", "source", "dest", "recipe", "encoder", "node", "internal", "config", "request", "idempotency", "webhook",
             "explain")
@@ -112,7 +113,8 @@ def bin_folder(home: Path) -> Path:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [pytest.param(page, marks=[pytest.mark.slow] if page.name in LONG else [], id=page.name)
+                                  for page in PAGES])
 def test_the_commands_of_a_page_work_in_their_order(page: Path, tmp_path: Path) -> None:
     found = blocks(page)
     todo = [command for block in found if block.language in ("console", "sh", "bash") for command in commands(block.text)]
