@@ -102,7 +102,13 @@ def _arguments(variables: Path, values: Mapping[str, str]) -> list[str]:
 
 
 def checked_values(given: Mapping[str, str]) -> dict[str, str]:
-    """The variables as they were given; an empty region is none. Raises ConfigError for what fails only on the instance."""
+    """The variables as they were given; an empty region is none. Raises ConfigError for one that the template does not have,
+    and for what fails only on the instance."""
+    known = re.findall(r'^variable "(\w+)"', (recipe() / TEMPLATE).read_text(encoding="utf-8"), re.MULTILINE)
+    for name in given:
+        if name not in known:
+            raise ConfigError("config.bad_value", f"The template has no variable {name!r}.", f"It has {', '.join(known)}.",
+                              place=f"--var {name}")
     ffmpeg = given.get("ffmpeg", FFMPEGS[0])
     if ffmpeg not in FFMPEGS:
         raise ConfigError("config.bad_value", f"There is no ffmpeg from {ffmpeg!r}.", f"There are {' and '.join(FFMPEGS)}.",

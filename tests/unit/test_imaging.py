@@ -321,13 +321,15 @@ def test_a_check_that_finds_a_fault_fails(desk: Desk, fails: str) -> None:
 
 
 @pytest.mark.parametrize("command", [["check"], ["build"], ["build", "--dry-run"]])
-@pytest.mark.parametrize("ffmpeg", ["foo", ""])
-def test_an_ffmpeg_that_the_machine_would_refuse_is_refused_before_packer_runs(desk: Desk, command: list[str],
-                                                                              ffmpeg: str) -> None:
+@pytest.mark.parametrize(("variable", "told"), [
+    ("ffmpeg=foo", "There are distribution and wheels."), ("ffmpeg=", "There are distribution and wheels."),
+    ("subnetid=subnet-0abc", "no variable 'subnetid'. It has base, architecture,")])
+def test_a_variable_that_would_be_refused_later_is_refused_before_packer_runs(desk: Desk, command: list[str], variable: str,
+                                                                             told: str) -> None:
     desk.program("packer", "#!/bin/sh\ntouch $TMPDIR/ran\necho Packer v1.6.6\n")
-    ended = desk.quick(*command, "--var", f"ffmpeg={ffmpeg}")
+    ended = desk.quick(*command, "--var", variable)
     assert (ended.returncode, desk.left()) == (2, [])
-    assert "There are distribution and wheels." in ended.stderr
+    assert told in " ".join(ended.stderr.split())
 
 
 def test_an_empty_region_is_none(desk: Desk) -> None:
