@@ -1,9 +1,10 @@
-"""What makes the suite cheap and changes nothing that it tests."""
+"""What makes the suite cheap and independent of how it was started; it changes nothing that is tested."""
 
 from __future__ import annotations
 
 import functools
 import gc
+import signal
 
 import botocore.loaders
 import botocore.session
@@ -11,6 +12,9 @@ import pytest
 
 # Tests open hundreds of sessions, each of which would read AWS's service models anew: three quarters of a client's cost.
 botocore.session.create_loader = functools.cache(botocore.loaders.create_loader)
+
+# A shell that starts it in the background has it ignore SIGINT, and what tests start would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
