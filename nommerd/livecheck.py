@@ -10,25 +10,21 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault
 
 from nommerd import logs
-from nommerd.sockets import listeners
+from nommerd.sockets import Address, listeners
 
 ANSWER_SECONDS = 10.0
 MISSES = 2  # in a row, of one process
 RUNNING = 20  # a process's state, as supervisor numbers them
 # connecting fails on this side: the address says nothing about who listens there
 NOT_FROM_HERE = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EHOSTUNREACH, errno.EINVAL, errno.ENETUNREACH})
-
-Address = tuple[str, int]
 
 
 def listening(pid: int) -> list[Address]:
@@ -41,16 +37,13 @@ def listening(pid: int) -> list[Address]:
                 links.add(str(link.readlink()))
     except (FileNotFoundError, ProcessLookupError):
         return []
-    return [address for one in listeners(pid) if f"socket:[{one.inode}]" in links for address in _addresses(one.address)]
+    return [address for one in listeners(pid) if f"socket:[{one.inode}]" in links for address in _from_here(one.local)]
 
 
-def _addresses(text: str) -> list[Address]:
-    """Of a Listener's. All addresses of IPv6 may be those of IPv4 too, and the only ones that a machine has."""
-    words, port = text.split(":")
-    packed = struct.pack(f"={len(words) // 8}I", *(int(words[at:at + 8], 16) for at in range(0, len(words), 8)))
-    host = socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed)
-    hosts = [host] if not ip_address(host).is_unspecified else ["127.0.0.1"] if len(packed) == 4 else ["::1", "127.0.0.1"]
-    return [(one, int(port, 16)) for one in hosts]
+def _from_here(address: Address) -> list[Address]:
+    """To connect to. All addresses of IPv6 may be those of IPv4 too, and the only ones that a machine has."""
+    host, port = address
+    return [(one, port) for one in {"0.0.0.0": ["127.0.0.1"], "::": ["::1", "127.0.0.1"]}.get(host, [host])]
 
 
 def answers(address: Address, seconds: float = ANSWER_SECONDS) -> bool | None:

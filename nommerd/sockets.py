@@ -1,27 +1,52 @@
-"""Who listens where on this machine, as the kernel tells (proc(5): net/tcp). Light: the client commands import it."""
+"""The TCP sockets of this machine, as the kernel tells (proc(5): net/tcp). Light: the client commands import it."""
 
 from __future__ import annotations
 
+import socket
+import struct
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 LISTEN = "0A"  # a socket's state
+UNSPECIFIED = ("0.0.0.0", "::")
+
+Address = tuple[str, int]
 
 
-class Listener(NamedTuple):
-    """A TCP socket that takes connections."""
+class Socket(NamedTuple):
+    """One end of a connection, or what takes connections."""
 
-    address: str  # as the kernel writes it: 32-bit words in this machine's byte order, a colon, the port, all in hexadecimal
+    local: Address
+    remote: Address
+    listens: bool
     uid: int
-    inode: str
+    inode: int  # 0 where no process has taken the connection yet
 
 
-def listeners(pid: int | str = "self") -> list[Listener]:
-    """Those in this process's network; none where it is gone. A kernel may be without IPv6."""
+def sockets(pid: int | str = "self") -> list[Socket]:
+    """Those in this process's network; none where it is gone. A kernel may be without IPv6. Raises OSError."""
     found = []
     for table in ("tcp", "tcp6"):
         with suppress(FileNotFoundError, ProcessLookupError):
             rows = [line.split() for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]]
-            found += [Listener(row[1], int(row[7]), row[9]) for row in rows if row[3] == LISTEN]
+            found += [Socket(_address(row[1]), _address(row[2]), row[3] == LISTEN, int(row[7]), int(row[9])) for row in rows]
     return found
+
+
+def listeners(pid: int | str = "self") -> list[Socket]:
+    """Those that take connections. Raises OSError."""
+    return [one for one in sockets(pid) if one.listens]
+
+
+def plain(address: tuple[str | int, ...]) -> Address:
+    """An address as Python's sockets have it, without a scope; one of IPv4 is the same however it is reached."""
+    host = str(address[0]).partition("%")[0]
+    return host.removeprefix("::ffff:") if "." in host else host, int(address[1])
+
+
+def _address(text: str) -> Address:
+    """As the kernel writes it: 32-bit words in this machine's byte order, a colon, the port, all in hexadecimal."""
+    words, port = text.split(":")
+    packed = struct.pack(f"={len(words) // 8}I", *(int(words[at:at + 8], 16) for at in range(0, len(words), 8)))
+    return plain((socket.inet_ntop(socket.AF_INET if len(packed) == 4 else socket.AF_INET6, packed), int(port, 16)))

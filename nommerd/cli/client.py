@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import http.client
 import json
 import os
 import select
 import ssl
-import stat
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from nommerd import __version__
+from nommerd.cli.credentials import Token, find_token
 from nommerd.errors import ConfigError, InfrastructureError, InputError, ManyErrors, NommerdError
-from nommerd.owners import changeable
-from nommerd.places import DEFAULT_URL, SYSTEM_DATA, TOKEN_NAME, default_data_dir
-from nommerd.secrets import Secret
-from nommerd.sockets import listeners
+from nommerd.places import DEFAULT_URL
 
 TIMEOUT_SECONDS = 30.0
 WAIT_SECONDS = 20.0  # how long one request waits for a change
@@ -29,55 +23,7 @@ AWAY_SECONDS = 60.0  # a feeder that is away so long is not waited for any longe
 AGAIN_SECONDS = 1.0  # between looks whether it is back
 PAGE_MAX = 500  # jobs in one answer
 ANSWER_BYTES_MAX = 64 * 2**20
-TOKEN_BYTES_MAX = 4096
-THIS_MACHINE = frozenset({"127.0.0.1", "::1", "localhost"})
-NOBODYS = -1  # a user id
 FINAL = frozenset({"FINISHED", "ERROR", "ABANDONED", "CANCELLED"})
-
-
-def find_token(explicit: str | None, env: Mapping[str, str], url: str = DEFAULT_URL) -> Secret:
-    """--token, else NOMMERD_TOKEN, else the token file that `nommerd up` makes; before that the machine's own for those who
-    may read it, where it is the machine's feeder that listens there. ConfigError without any."""
-    if explicit is not None and not explicit.strip():  # a variable that is not set must not become the operator's token
-        raise ConfigError("config.no_token", "--token is empty.", "Leave it out to use NOMMERD_TOKEN or the token file.")
-    text = explicit or env.get("NOMMERD_TOKEN")
-    if text:
-        return Secret(text.strip())
-    usual, machines = default_data_dir(env) / TOKEN_NAME, SYSTEM_DATA / TOKEN_NAME
-    there = _listening(url)
-    with suppress(OSError, UnicodeDecodeError):
-        if there == {machines.stat().st_uid}:
-            return token_in(machines)
-    for path in (usual, *([] if there else [machines])):  # where nobody listens, that is what there is to tell
-        with suppress(OSError, UnicodeDecodeError):
-            return token_in(path)
-    raise ConfigError("config.no_token", f"There is no API token: {usual} cannot be read.",
-                      "Start `nommerd up`, which makes it, or set NOMMERD_TOKEN to what is in the feeder's token file: "
-                      "`token` in its data directory.")
-
-
-def _listening(url: str) -> set[int]:
-    """The user ids of those who listen at this port of this machine; of another machine nobody's."""
-    try:
-        parts = urlsplit(url)
-        if parts.hostname not in THIS_MACHINE:
-            return {NOBODYS}
-        port = f":{parts.port or (443 if parts.scheme == 'https' else 80):04X}"
-    except ValueError:  # which is told where it is used
-        return {NOBODYS}
-    return {one.uid for one in listeners() if one.address.endswith(port)}
-
-
-def token_in(file: Path) -> Secret:
-    """Raises OSError or UnicodeDecodeError, also where it is empty. In a folder that is somebody else's to change, root is
-    neither led elsewhere by a link nor takes another's file; and nobody is kept waiting by a pipe."""
-    careful = os.geteuid() == 0 and changeable(Path(os.path.realpath(file.parent))) is not None
-    with os.fdopen(os.open(file, os.O_RDONLY | os.O_NONBLOCK | (os.O_NOFOLLOW if careful else 0)), encoding="ascii") as opened:
-        found = os.fstat(opened.fileno())
-        text = opened.read(TOKEN_BYTES_MAX).strip() if stat.S_ISREG(found.st_mode) else ""
-        if not text or (careful and found.st_uid != file.parent.stat().st_uid):
-            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(file))
-        return Secret(text)
 
 
 class Busy(InfrastructureError):
@@ -124,7 +70,7 @@ class Client:
     """One feeder, over one connection that is kept. Not for several threads at once. Errors are ours, with the feeder's
     places and hints."""
 
-    def __init__(self, url: str | None, token: Secret) -> None:
+    def __init__(self, url: str | None, token: Token) -> None:
         self.url = (url or DEFAULT_URL).rstrip("/")
         try:
             parts = urlsplit(self.url)
@@ -173,7 +119,7 @@ class Client:
                  headers: Mapping[str, str] | None = None) -> tuple[int, Mapping[str, str], bytes]:
         """One request as it goes over the wire: status, headers by their names in small letters, body. InfrastructureError
         where nobody answers."""
-        sent = {"Authorization": f"Bearer {self._token.reveal()}", "User-Agent": f"nommerd/{__version__}",
+        sent = {"Authorization": f"Bearer {self._token.secret.reveal()}", "User-Agent": f"nommerd/{__version__}",
                 "Accept": "application/json", **(headers or {})}
         payload = None
         if body is not None:
@@ -183,6 +129,9 @@ class Client:
         while True:
             connection, kept = self._connection(timeout)
             try:
+                if not kept:
+                    connection.connect()
+                    self._token.confirm(connection.sock)
                 connection.request(method, self._parts.path + path, payload, sent)
                 response = connection.getresponse()
                 text = response.read(ANSWER_BYTES_MAX)

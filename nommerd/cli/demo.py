@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nommerd.cli.client import Client
+from nommerd.cli.credentials import Token
 from nommerd.cli.follow import Follower, follow
 from nommerd.cli.options import Command, examples, json_option
 from nommerd.cli.output import ProgressLine, print_json, problem_lines
@@ -169,7 +170,7 @@ class Demo:
             return None
         self._supervisor.start(worker_child(1, config, env, "text", None))
         self.show.say("feeder", f"{url}, ready after {time.monotonic() - begun:.1f} s")
-        return Client(url, secret_file(self.home / "data" / "token", make=False))
+        return Client(url, Token(secret_file(self.home / "data" / "token", make=False)))
 
     def _configure(self, source: Path) -> tuple[Path, str]:
         port = free_port()

@@ -170,10 +170,11 @@ def _run(settings: Settings, file: Path | None, env: dict[str, str], workers: in
 def _reported(settings: Settings, url: str, since: datetime) -> int:
     """How many workers have reported to the store after they were started."""
     from nommerd.cli.client import Client
+    from nommerd.cli.credentials import Token
     from nommerd.secrets import secret_file
 
     try:
-        found = Client(url, secret_file(settings.token_file, make=False)).call("GET", "/v1/workers")["workers"]
+        found = Client(url, Token(secret_file(settings.token_file, make=False))).call("GET", "/v1/workers")["workers"]
     except NommerdError:  # the feeder may be on its way, too
         return 0
     return sum(datetime.fromisoformat(one["reported"]) > since and one["state"] == "ACTIVE" for one in found)

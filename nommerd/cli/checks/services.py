@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import json
-import os
 import stat
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from nommerd.cli.checks.finding import FAULT, OK, WARNING, Finding, Patient, failed
-from nommerd.cli.client import Client, Missing, find_token, token_in
+from nommerd.cli.client import Client, Missing
+from nommerd.cli.credentials import Token, find_token, token_in, token_of_feeder, users_listening
 from nommerd.cli.options import printable
 from nommerd.errors import ConfigError, InfrastructureError, NommerdError
 from nommerd.places import DEFAULT_URL
@@ -37,14 +39,14 @@ def address(patient: Patient) -> str | None:
     return patient.url or (api_url(patient.settings) if patient.settings is not None else None)
 
 
-def secret(patient: Patient) -> Secret:
-    """The token: as told, else the file's. ConfigError without any."""
-    if not patient.token and not patient.env.get("NOMMERD_TOKEN") and patient.settings is not None:
-        try:
-            return token_in(patient.settings.token_file)
-        except (OSError, UnicodeDecodeError):
-            pass
-    return find_token(patient.token, patient.env, address(patient) or DEFAULT_URL)
+def token_of(patient: Patient) -> Token:
+    """As told, else the configuration's for the feeder of that. ConfigError without any."""
+    url = address(patient) or DEFAULT_URL
+    here = patient.url is None or users_listening(patient.url) is not None
+    if not patient.token and not patient.env.get("NOMMERD_TOKEN") and patient.settings is not None and here:
+        with suppress(OSError, UnicodeDecodeError):
+            return token_of_feeder(patient.settings.token_file, patient.settings.data_dir)
+    return find_token(patient.token, patient.env, url)
 
 
 # --- the feeder --------------------------------------------------------------------------------------------------------
@@ -52,7 +54,7 @@ def secret(patient: Patient) -> Secret:
 
 def feeder(patient: Patient) -> Iterator[Finding]:
     """Whether it answers, is ready, and what time it has."""
-    client = Client(address(patient), Secret("none"))
+    client = Client(address(patient), Token(Secret("none")))
     try:
         status, headers, body = client.exchange("GET", "/readyz", timeout=CALL_SECONDS)
     except InfrastructureError as error:
@@ -97,16 +99,15 @@ def tokens(patient: Patient) -> Iterator[Finding]:
         yield from _private("tokens", patient.settings.token_file, "The feeder makes it at its first start.")
         if not patient.settings.secrets.keys:
             yield from _private("tokens", patient.settings.keys_file, "The feeder makes it at its first start.", KEYS_READ)
+    told = patient.token or patient.env.get("NOMMERD_TOKEN")
+    unread = list(_unread(patient.settings.token_file)) if patient.settings is not None and not told else []
+    yield from unread
     try:
-        client = Client(address(patient), secret(patient))
+        client = Client(address(patient), token_of(patient))
     except ConfigError as error:
         if error.code != "config.no_token":
             raise
-        file = patient.settings.token_file if patient.settings is not None else None
-        if file is not None and os.path.lexists(file):
-            yield Finding("tokens", WARNING, f"{file} was not read: it is empty, no plain file, or not of its folder's owner.",
-                          "Put the token back there, or set NOMMERD_TOKEN.")
-        else:
+        if not unread:
             yield Finding("tokens", OK, "There is no token here yet, so none was tried.")
         return
     try:
@@ -117,6 +118,21 @@ def tokens(patient: Patient) -> Iterator[Finding]:
         yield Finding("tokens", OK, "The feeder does not answer, so no token was tried.")
     finally:
         client.close()
+
+
+def _unread(file: Path) -> Iterator[Finding]:
+    """What is wrong with a token file that is there."""
+    try:
+        token_in(file)
+    except FileNotFoundError:
+        return
+    except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, OSError) and error.errno == errno.EACCES:
+            yield Finding("tokens", WARNING, f"{file} may not be read by this user, so it was not tried.",
+                          "Run as the user of the service, or set NOMMERD_TOKEN.")
+        else:
+            yield Finding("tokens", WARNING, f"{file} was not read: it is empty, no plain text file, or not of its folder's "
+                          "owner.", "Put the token back there, or set NOMMERD_TOKEN.")
 
 
 def _accepted(client: Client) -> Iterator[Finding]:
@@ -156,7 +172,7 @@ def webhooks(patient: Patient) -> Iterator[Finding]:
     else:
         yield from _private("webhooks", settings.webhook_secret_file, "The feeder makes it at its first start.")
     try:
-        client = Client(address(patient), secret(patient))
+        client = Client(address(patient), token_of(patient))
         told = client.call("GET", "/v1/webhooks", timeout=CALL_SECONDS)
     except NommerdError:
         return  # feeder and tokens say why

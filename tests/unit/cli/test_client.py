@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import pwd
-import shutil
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nommerd import __version__
-from nommerd.cli import client
-from nommerd.errors import ConfigError
-from tests.media import missing
-from tests.rig import free_port
 from tests.unit.cli.scripted import TOKEN, Feeder, event, here, job, nommerd
 
 
@@ -201,64 +193,3 @@ def test_a_wrong_command_line_ends_with_2(arguments: list[str]) -> None:
 
 def test_version() -> None:
     assert nommerd(None, "--version").stdout == f"nommerd {__version__}\n"
-
-
-def test_the_machines_token_is_for_the_machines_feeder_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, env = tmp_path / "data", {"HOME": str(tmp_path)}
-    usual = tmp_path / ".local/share/nommerd/token"
-    for folder in (data, usual.parent):
-        folder.mkdir(parents=True)
-    monkeypatch.setattr(client, "SYSTEM_DATA", data)
-    (data / "token").write_text("of-the-machine\n")
-    with socket.create_server(("127.0.0.1", 0)) as ours:
-        url = f"http://localhost:{ours.getsockname()[1]}"
-        usual.write_text("")  # what is empty is none
-        assert client.find_token(None, env, url).reveal() == "of-the-machine"
-        usual.write_text("of-up")
-        assert client.find_token(None, env, url).reveal() == "of-the-machine", "its feeder listens here"
-        assert client.find_token(None, {**env, "NOMMERD_TOKEN": "mine"}, url).reveal() == "mine"
-        for elsewhere in ("http://feeder.example:8001", "http://[::1", url + "7"):
-            assert client.find_token(None, env, elsewhere).reveal() == "of-up"
-        if os.geteuid() == 0:
-            for path in (data, data / "token"):
-                os.chown(path, 65534, 65534)
-            assert client.find_token(None, env, url).reveal() == "of-up", "somebody else listens here"
-            usual.unlink()
-            with pytest.raises(ConfigError, match="There is no API token"):
-                client.find_token(None, env, url)
-    usual.unlink(missing_ok=True)
-    nobody = f"http://127.0.0.1:{free_port()}"
-    assert client.find_token(None, env, nobody).reveal() == "of-the-machine", "that no feeder answers is what is to be told"
-
-
-@pytest.mark.parametrize("lead", ["link", "pipe", "anothers", "empty"])
-def test_root_is_led_nowhere_by_who_owns_the_data_directory(tmp_path: Path, lead: str) -> None:
-    if os.geteuid() != 0:
-        missing("root's rights")
-    data, secret = tmp_path / "data", tmp_path / "secret"
-    data.mkdir()
-    secret.write_text("roots-own")
-    token = data / "token"
-    token.write_text("right\n")
-    for path in (data, token):
-        os.chown(path, 65534, 65534)
-    assert client.token_in(token).reveal() == "right"
-    token.unlink()
-    {"link": lambda: token.symlink_to(secret), "pipe": lambda: os.mkfifo(token), "empty": token.touch,
-     "anothers": lambda: shutil.copy(secret, token)}[lead]()
-    with pytest.raises(OSError):
-        client.token_in(token)
-    if lead in ("link", "anothers"):
-        os.chown(data, 0, 0)
-        assert client.token_in(token).reveal() == "roots-own", "where nobody else may put anything, what is there is meant"
-
-
-def test_a_user_whom_nobody_knows_is_told_that_there_is_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def unknown(uid: int) -> None:
-        raise KeyError(uid)
-
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.setattr(pwd, "getpwuid", unknown)
-    monkeypatch.setattr(client, "SYSTEM_DATA", tmp_path)
-    with pytest.raises(ConfigError, match="There is no API token: /nonexistent/"):
-        client.find_token(None, {})

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from nommerd.cli.client import Client
+from nommerd.cli.credentials import Token
 from nommerd.cli.watcher import Plan, Tell, Watcher
 from nommerd.cli.watchnames import destination
 from nommerd.cli.watchscan import Scanner
@@ -155,7 +156,7 @@ def test_what_cannot_be_meant_is_refused(arguments: list[str], tmp_path: Path, m
 
 def watcher(feeder: Feeder, state: State, folder: Path, **recipe: object) -> Watcher:
     plan = Plan(folder=folder, out="file:///o/", recipe={"preset": "p", **recipe}, interval_seconds=0.001, once=True)
-    return Watcher(plan=plan, client=Client(feeder.url, Secret(TOKEN)), state=state, tell=Tell(as_json=True),
+    return Watcher(plan=plan, client=Client(feeder.url, Token(Secret(TOKEN))), state=state, tell=Tell(as_json=True),
                    scanner=Scanner(folder, settle_seconds=0))
 
 
