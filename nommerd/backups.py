@@ -295,11 +295,15 @@ def _publish(made: Path, file: Path, force: bool) -> None:
             made.replace(file)
         else:
             _link(made, file)
-        sync_folder(file.parent)
     except FileExistsError:
         raise _exists(file) from None
     except OSError as error:
         raise unwritable(file, error) from None
+    try:
+        sync_folder(file.parent)
+    except OSError as error:
+        raise ConfigError("config.backup_file", f"{file} was written, but may not outlive a loss of power: {error.strerror}.",
+                          "Look after that disk, and copy the file elsewhere.") from None
 
 
 def _link(made: Path, file: Path) -> None:

@@ -117,7 +117,8 @@ def _replace(targets: dict[str, Path], staged: dict[str, Path]) -> None:
             done.append(name)
             sync_folder(path.parent)
         except OSError as error:
-            raise ConfigError("config.unreadable", f"{path} cannot be replaced: {error.strerror}. Replaced already: "
+            cannot = "cannot be replaced" if name not in done else "was replaced, but may not outlive a loss of power"
+            raise ConfigError("config.unreadable", f"{path} {cannot}: {error.strerror}. Replaced already: "
                               f"{', '.join(done) or 'nothing'}.", "Mend that, and restore again with --force: that completes "
                               "it.") from None
 

@@ -88,8 +88,12 @@ def unwritable(file: Path, error: OSError) -> Exception:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make names in it durable. File systems that cannot are left to themselves. It may block."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Make names in it durable. File systems that cannot, and folders that may not be listed, are left to themselves. It may
+    block."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
     except OSError as error:

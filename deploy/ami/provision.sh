@@ -199,9 +199,7 @@ if [[ ! -e $release/.complete ]]; then
         wanted="$source$extra"
     fi
     "${pip[@]}" "$wanted" || { rm -rf "$release"; fail "pip could not install nommerd (above)"; }
-    sync -f "$release"
-    touch "$release/.complete"
-    made=true
+    made=true # and complete once it has shown that it works
 fi
 
 # --- does it work? -----------------------------------------------------------------------------------------------------
@@ -210,11 +208,14 @@ say ... "a self-test: one clip"
 install -d -o nommerd -g nommerd -m 700 "$scratch/test"
 chmod 711 "$scratch"
 if ! as_user "$release/bin/nommerd" demo --json -o "$scratch/test/out"; then
-    ! $made || rm "$release/.complete" # to be made anew
     tail -n 40 "$scratch/told" | cat -v >&2 # it is the user's: nothing for root's terminal to obey
     fail "the self-test failed (above): a clip could not be encoded and verified"
 fi
 say ok "self-test: a clip was encoded and verified by the user nommerd"
+if $made; then
+    sync -f "$release"
+    touch "$release/.complete"
+fi
 
 # --- configuration -----------------------------------------------------------------------------------------------------
 
@@ -302,6 +303,12 @@ fi
 updated=""
 if supervisorctl pid >/dev/null 2>&1; then
     # a daemon that runs is restarted by its operator, in an order of their own; what only watches it is restarted here
+    for role in "${has[@]}"; do # what watches the daemons goes on with the version that is the machine's now
+        pid=$(supervisorctl pid "nommerd-$role-health" || :)
+        if [[ $pid == [1-9]* && $(readlink "/proc/$pid/cwd") != "$release" ]]; then
+            supervisorctl restart "nommerd-$role-health" >/dev/null
+        fi
+    done
     supervisorctl reread >"$scratch/reread" || { cat "$scratch/reread" >&2; fail "supervisor does not take its files (above)"; }
     while IFS=': ' read -r name state; do
         case $name:$state in
@@ -315,12 +322,6 @@ if supervisorctl pid >/dev/null 2>&1; then
                 fi ;;
         esac
     done <"$scratch/reread"
-    for role in "${has[@]}"; do # what watches the daemons goes on with the version that is the machine's now
-        pid=$(supervisorctl pid "nommerd-$role-health" || :)
-        if [[ $pid == [1-9]* ]] && ! grep -qsF -- "$release/" "/proc/$pid/maps"; then
-            supervisorctl restart "nommerd-$role-health" >/dev/null
-        fi
-    done
 else
     service supervisor start >/dev/null 9>&-
 fi

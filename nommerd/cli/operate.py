@@ -40,7 +40,7 @@ def list_workers(*, url: str | None, token: str | None, as_json: bool) -> None:
 @workers.command("drain", short_help="Let a worker finish its jobs and end.", epilog=examples(
     "nommerd workers drain worker-1", "nommerd workers drain i-0123456789abcdef0 --wait"))
 @click.argument("name")
-@click.option("--wait", is_flag=True, help="Return once it has ended, or if it had.")
+@click.option("--wait", is_flag=True, help="Return once it has ended, at once if it had.")
 @client_options
 @json_option
 def drain(name: str, *, wait: bool, url: str | None, token: str | None, as_json: bool) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 
+import pytest
+
 from nommerd import scratch
+from tests.media import missing
 
 
 def test_what_others_gave_such_names_is_neither_waited_for_nor_removed(tmp_path: Path) -> None:
@@ -43,3 +47,32 @@ def test_what_is_being_written_is_not_taken_for_left_however_long_it_takes(tmp_p
             assert first.exists()
             assert second.exists()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("fault", "is_told"), [(errno.EINVAL, False), (errno.ENOTSUP, False), (errno.EIO, True)])
+def test_a_disk_that_fails_is_told_and_a_file_system_that_cannot_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                       fault: int, is_told: bool) -> None:
+    synced = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink())
+        raise OSError(fault, os.strerror(fault))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    if is_told:
+        with pytest.raises(OSError, match="error"):
+            scratch.sync_folder(tmp_path)
+    else:
+        scratch.sync_folder(tmp_path)
+    assert synced == [tmp_path]
+
+
+def test_a_folder_that_may_not_be_listed_is_left_to_itself(tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        missing("root's rights")
+    tmp_path.chmod(0o300)
+    os.seteuid(65534)
+    try:
+        scratch.sync_folder(tmp_path)
+    finally:
+        os.seteuid(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -263,6 +264,17 @@ def test_an_error_tells_a_terminal_nothing_whatever_it_quotes(settings: Settings
     for error in (fault, ManyErrors([fault])):
         app.show_error(error, as_json=False)
         assert capsys.readouterr().err == ("nommerd: \\x00place: config.database: one\n  two\\r\\x1b[31m a \\u202e hint\n")
+
+
+def test_of_a_backup_that_a_failing_disk_may_lose_it_is_said_that_it_is_there(settings: Settings, tmp_path: Path,
+                                                                             monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(folder: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(backups, "sync_folder", fails)
+    with pytest.raises(ConfigError, match="was written, but may not outlive a loss of power: Input/output error"):
+        backups.make(settings, tmp_path / "b.tar.gz", force=False)
+    assert (tmp_path / "b.tar.gz").exists()
 
 
 def test_a_link_in_somebodys_data_directory_does_not_get_roots_file_into_a_backup(theirs: Settings, tmp_path: Path) -> None:
