@@ -98,4 +98,4 @@ def test_random_calls_get_documented_answers_and_never_5xx(rig: Rig) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_so_do_five_minutes_of_them(rig: Rig) -> None:
-    fuzzed(rig, "--max-time", str(LONG_SECONDS), at_least=50 * LONG_SECONDS)
+    fuzzed(rig, "--max-time", str(LONG_SECONDS), at_least=5000)  # how many a machine makes is not tested
