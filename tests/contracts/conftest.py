@@ -37,7 +37,10 @@ BUSES: dict[str, Callable[[Path], Bus]] = {
 }
 
 
-@pytest.fixture(params=STORES)
+EASIER = ("dynamodb", "simpledb")  # what holds where answers come late or in parts holds where they are whole and at once
+
+
+@pytest.fixture(params=[pytest.param(name, marks=[pytest.mark.slow] if name in EASIER else []) for name in STORES])
 def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[OpenStore]:
     """Opens an empty store of the backend; `grace` is how long recipes without jobs are kept."""
     opened: list[Store] = []

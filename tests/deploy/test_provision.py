@@ -55,6 +55,7 @@ def test_the_second_run_changes_nothing_and_the_first_left_a_machine_that_is_loc
     assert {line.split()[0] for line in users if "nommerd.livecheck" not in line} == {"nommerd"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_new_version_leaves_the_one_that_runs_alone_and_going_back_is_the_same_command(again: tuple[Root, str]) -> None:
     machine, _ = again
