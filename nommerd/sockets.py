@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import socket
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 LISTEN = "0A"  # a socket's state
-UNSPECIFIED = ("0.0.0.0", "::")
 
 Address = tuple[str, int]
 
@@ -18,25 +18,30 @@ class Socket(NamedTuple):
     """One end of a connection, or what takes connections."""
 
     local: Address
-    remote: Address
-    listens: bool
     uid: int
     inode: int  # 0 where no process has taken the connection yet
 
 
-def sockets(pid: int | str = "self") -> list[Socket]:
-    """Those in this process's network; none where it is gone. A kernel may be without IPv6. Raises OSError."""
-    found = []
+def listeners(pid: int | str = "self") -> list[Socket]:
+    """Those that take connections, in the network of a process; none where it is gone. Raises OSError."""
+    return [Socket(_address(row[1]), int(row[7]), int(row[9])) for row in _rows(pid) if row[3] == LISTEN]
+
+
+def end_of(connection: tuple[Address, Address]) -> Socket | None:
+    """The end of a connection that has these addresses, its own first; None where this network has none. Raises OSError."""
+    ports = [f":{port:04X}" for _, port in connection]
+    for row in _rows("self"):
+        if [row[1][-5:], row[2][-5:]] == ports and (_address(row[1]), _address(row[2])) == connection:
+            return Socket(connection[0], int(row[7]), int(row[9]))
+    return None
+
+
+def _rows(pid: int | str) -> Iterator[list[str]]:
+    """A kernel may be without IPv6."""
     for table in ("tcp", "tcp6"):
         with suppress(FileNotFoundError, ProcessLookupError):
-            rows = [line.split() for line in Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii").splitlines()[1:]]
-            found += [Socket(_address(row[1]), _address(row[2]), row[3] == LISTEN, int(row[7]), int(row[9])) for row in rows]
-    return found
-
-
-def listeners(pid: int | str = "self") -> list[Socket]:
-    """Those that take connections. Raises OSError."""
-    return [one for one in sockets(pid) if one.listens]
+            text = Path(f"/proc/{pid}/net/{table}").read_text(encoding="ascii")
+            yield from (line.split() for line in text.splitlines()[1:])
 
 
 def plain(address: tuple[str | int, ...]) -> Address:

@@ -6,7 +6,8 @@ import errno
 import os
 import socket
 import stat
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +17,12 @@ from nommerd.errors import ConfigError
 from nommerd.owners import changeable
 from nommerd.places import DEFAULT_URL, SYSTEM_DATA, TOKEN_NAME, default_data_dir
 from nommerd.secrets import Secret
-from nommerd.sockets import UNSPECIFIED, Address, listeners, plain, sockets
+from nommerd.sockets import Address, Socket, end_of, listeners, plain
 
 TOKEN_BYTES_MAX = 4096
-READS = 3  # of the kernel's table, which changes while it is read
+READS = 3  # of the kernel's table, before what is not in it is believed not to be there
+TAKEN_SECONDS = 10.0  # within which who listens takes a connection
+LOOK_SECONDS = 0.002
 LOOPBACK = ("127.0.0.1", "::1")
 NAMES = {"localhost": LOOPBACK, "127.0.0.1": LOOPBACK[:1], "::1": LOOPBACK[1:]}  # of this machine, in URLs
 
@@ -33,32 +36,28 @@ class Token:
     users: frozenset[int] | None = None
 
     def confirm(self, connection: socket.socket) -> None:
-        """Raises ConfigError where the other end of a connection may not be sent it. Any user can listen at the port of a
-        feeder that is away."""
+        """Raises ConfigError where the other end of a connection may not be sent it, and TimeoutError where nobody takes the
+        connection. Any user can listen at the port of a feeder that is away."""
         if self.users is None:
             return
         there, here = plain(connection.getpeername()), plain(connection.getsockname())
-        for _ in range(READS):
-            users, complete = _at_the_other_end(there, here)
-            if complete or users - self.users:
-                break
-        if complete and users <= self.users:
-            return
-        whose = f"a program of the user id {min(users - self.users)}" if users - self.users else "not seen on this machine"
-        raise ConfigError("config.no_token", f"The token in {self.file} was not sent: what listens at {there[0]} port "
-                          f"{there[1]} is {whose}.",
-                          "If that is the feeder all the same, set NOMMERD_TOKEN to what is in that file.")
+        late = time.monotonic() + TAKEN_SECONDS
+        while (end := _end_of(there, here)) is not None and not end.inode:
+            if time.monotonic() > late:
+                raise TimeoutError(errno.ETIMEDOUT, "timed out")
+            time.sleep(LOOK_SECONDS)
+        if end is None or end.uid not in self.users:
+            whose = "not a process of this machine" if end is None else f"a process of the user id {end.uid}"
+            raise ConfigError("config.no_token", f"The token in {self.file} was not sent: what answers at {there[0]} port "
+                              f"{there[1]} is {whose}.",
+                              "If that is the feeder all the same, set NOMMERD_TOKEN to what is in that file.")
 
 
-def _at_the_other_end(there: Address, here: Address) -> tuple[set[int], bool]:
-    """The user ids of who has taken this connection and of those who take such ones; whether both were found. One that nobody
-    has taken yet goes to one of those who do, or ends with them."""
-    found = []
+def _end_of(there: Address, here: Address) -> Socket | None:
+    """The other end of a connection, where the kernel shows it: its table may change while it is read."""
     with suppress(OSError):
-        found = sockets()
-    taking = [one for one in found if one.listens and one.local in [(host, there[1]) for host in (there[0], *UNSPECIFIED)]]
-    others = [one for one in found if (one.local, one.remote) == (there, here)]
-    return {one.uid for one in taking} | {one.uid for one in others if one.inode}, bool(taking and others)
+        return next((end for _ in range(READS) if (end := end_of((there, here))) is not None), None)
+    return None
 
 
 def find_token(explicit: str | None, env: Mapping[str, str], url: str = DEFAULT_URL) -> Token:
@@ -76,8 +75,8 @@ def find_token(explicit: str | None, env: Mapping[str, str], url: str = DEFAULT_
             if there == {(SYSTEM_DATA / TOKEN_NAME).stat().st_uid}:
                 return machines
     with suppress(OSError, UnicodeDecodeError):
-        if not _on_anothers_way(usual):
-            return Token(token_in(usual))
+        if not _by_anothers_link(usual):
+            return token_of_feeder(usual) if there is not None else Token(token_in(usual))
     if machines is not None:
         return machines
     raise ConfigError("config.no_token", f"There is no API token: {usual} cannot be read.",
@@ -88,9 +87,11 @@ def find_token(explicit: str | None, env: Mapping[str, str], url: str = DEFAULT_
 def token_of_feeder(file: Path, data: Path | None = None) -> Token:
     """What is in the file, for the feeder of its owner (or of that of a data directory) alone; root and oneself could read it
     anyway. Raises OSError or UnicodeDecodeError."""
-    secret = token_in(file)
-    owners = [path.stat().st_uid for path in (file, data) if path is not None and path.exists()]
-    return Token(secret, file, frozenset([0, os.geteuid(), *owners]))
+    secret, users = token_in(file), {0, os.geteuid()}
+    for path in (file, data or file):
+        with suppress(OSError):
+            users.add(path.stat().st_uid)
+    return Token(secret, file, frozenset(users))
 
 
 def token_in(file: Path) -> Secret:
@@ -117,10 +118,20 @@ def users_listening(url: str) -> set[int] | None:
     except (KeyError, ValueError):  # what is no URL is told where it is used
         return None
     with suppress(OSError):
-        return {one.uid for one in listeners() if one.local[1] == port and one.local[0] in (*hosts, *UNSPECIFIED)}
+        found = listeners()
+        return {one.uid for host in hosts for one in _taking(found, host, port)}
     return set()
 
 
-def _on_anothers_way(file: Path) -> bool:
-    """Whether root gets there through what is another user's, as with that one's HOME."""
-    return os.geteuid() == 0 and any(step.lstat().st_uid != 0 for step in (file, *file.absolute().parents))
+def _taking(found: Sequence[Socket], host: str, port: int) -> list[Socket]:
+    """Who gets what comes to this address, as the kernel decides: who named it goes before who took all."""
+    for wide in (host, "0.0.0.0", "::") if "." in host else (host, "::"):
+        if taking := [one for one in found if one.local == (wide, port)]:
+            return taking
+    return []
+
+
+def _by_anothers_link(file: Path) -> bool:
+    """Whether root would be led there by a link of another user, as in that one's HOME."""
+    return os.geteuid() == 0 and any(step.is_symlink() and step.lstat().st_uid != 0
+                                     for step in (file, *file.absolute().parents))

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nommerd.cli.client import Client
-from nommerd.cli.credentials import Token
+from nommerd.cli.credentials import token_of_feeder
 from nommerd.cli.follow import Follower, follow
 from nommerd.cli.options import Command, examples, json_option
 from nommerd.cli.output import ProgressLine, print_json, problem_lines
@@ -157,7 +157,6 @@ class Demo:
     def _start(self, source: Path) -> Client | None:
         """A client of the feeder once both daemons run, None if they do not or somebody asked to stop."""
         from nommerd.cli.up import feeder_child, is_ready, worker_child
-        from nommerd.secrets import secret_file
 
         begun = time.monotonic()
         config, url = self._configure(source)
@@ -170,7 +169,7 @@ class Demo:
             return None
         self._supervisor.start(worker_child(1, config, env, "text", None))
         self.show.say("feeder", f"{url}, ready after {time.monotonic() - begun:.1f} s")
-        return Client(url, Token(secret_file(self.home / "data" / "token", make=False)))
+        return Client(url, token_of_feeder(self.home / "data" / "token"))
 
     def _configure(self, source: Path) -> tuple[Path, str]:
         port = free_port()

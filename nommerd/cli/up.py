@@ -170,12 +170,12 @@ def _run(settings: Settings, file: Path | None, env: dict[str, str], workers: in
 def _reported(settings: Settings, url: str, since: datetime) -> int:
     """How many workers have reported to the store after they were started."""
     from nommerd.cli.client import Client
-    from nommerd.cli.credentials import Token
-    from nommerd.secrets import secret_file
+    from nommerd.cli.credentials import token_of_feeder
 
     try:
-        found = Client(url, Token(secret_file(settings.token_file, make=False))).call("GET", "/v1/workers")["workers"]
-    except NommerdError:  # the feeder may be on its way, too
+        token = token_of_feeder(settings.token_file, settings.data_dir)
+        found = Client(url, token).call("GET", "/v1/workers")["workers"]
+    except (NommerdError, OSError):  # the feeder may be on its way, too
         return 0
     return sum(datetime.fromisoformat(one["reported"]) > since and one["state"] == "ACTIVE" for one in found)
 

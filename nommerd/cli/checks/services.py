@@ -107,7 +107,10 @@ def tokens(patient: Patient) -> Iterator[Finding]:
     except ConfigError as error:
         if error.code != "config.no_token":
             raise
-        if not unread:
+        if not unread and patient.settings is not None and patient.settings.token_file.exists():
+            yield Finding("tokens", WARNING, f"{patient.settings.token_file} was not tried: {address(patient)} is not this "
+                          "machine's address.", "Set NOMMERD_TOKEN to what is in it if that is its feeder all the same.")
+        elif not unread:
             yield Finding("tokens", OK, "There is no token here yet, so none was tried.")
         return
     try:
@@ -127,8 +130,8 @@ def _unread(file: Path) -> Iterator[Finding]:
     except FileNotFoundError:
         return
     except (OSError, UnicodeDecodeError) as error:
-        if isinstance(error, OSError) and error.errno == errno.EACCES:
-            yield Finding("tokens", WARNING, f"{file} may not be read by this user, so it was not tried.",
+        if isinstance(error, OSError) and error.errno not in (errno.EPERM, errno.ELOOP):
+            yield Finding("tokens", WARNING, f"{file} cannot be read: {error.strerror}.",
                           "Run as the user of the service, or set NOMMERD_TOKEN.")
         else:
             yield Finding("tokens", WARNING, f"{file} was not read: it is empty, no plain text file, or not of its folder's "

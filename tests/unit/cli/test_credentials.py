@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import gevent
 import pytest
 
 from nommerd.cli import credentials
@@ -63,8 +64,27 @@ def acting_as(user: int) -> Iterator[None]:
 
 
 def listen_as(user: int, host: str = "127.0.0.1", port: int = 0) -> socket.socket:
+    """`dual`: all addresses, of IPv4 too."""
+    six, dual = ":" in host, host == "dual"
     with acting_as(user):
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        return socket.create_server(("::" if dual else host, port), dualstack_ipv6=dual,
+                                    family=socket.AF_INET6 if six or dual else socket.AF_INET)
+
+
+@contextmanager
+def taking_one(server: socket.socket) -> Iterator[None]:
+    """The stranger takes the next connection, on which nothing may come."""
+
+    def take() -> socket.socket:
+        gevent.socket.wait_read(server.fileno())
+        with acting_as(STRANGER):
+            return server.accept()[0]
+
+    accepting = gevent.spawn(take)
+    yield
+    with accepting.get(timeout=10) as got:
+        got.settimeout(10)
+        assert got.recv(1) == b""
 
 
 def give(user: int, *paths: Path) -> None:
@@ -96,36 +116,57 @@ def test_elsewhere_there_is_no_token_of_the_machine(url: str, env: dict[str, str
         find_token(None, env, url)
 
 
-def test_where_others_listen_too_it_is_not_taken_before_the_usual_one(data: Path, usual: Path, env: dict[str, str]) -> None:
+def test_what_listens_where_the_url_leads_decides_which_is_taken(data: Path, usual: Path, env: dict[str, str]) -> None:
     give(OWNER, data, data / "token")
     usual.write_text("of-up")
+
+    def found(url: str) -> str:
+        return find_token(None, env, url).secret.reveal()
+
     with listen_as(OWNER) as ours:
         port = ours.getsockname()[1]
         url = f"http://localhost:{port}"
-        with listen_as(STRANGER, "127.0.0.2", port):  # where the URL does not lead
-            assert find_token(None, env, url).secret.reveal() == "of-the-machine"
+        with listen_as(STRANGER, "127.0.0.2", port):
+            assert found(url) == "of-the-machine", "nothing else listens where it leads"
         with listen_as(STRANGER, "::1", port):
-            assert find_token(None, env, url).secret.reveal() == "of-up"
+            assert found(url) == "of-up", "it may lead to either"
+        with listen_as(STRANGER, "::", port):
+            assert found(f"http://127.0.0.1:{port}") == "of-the-machine", "who named the address gets what comes there"
+    for host in ("0.0.0.0", "dual"):
+        with listen_as(OWNER, host, port):
+            assert found(f"http://127.0.0.1:{port}") == "of-the-machine", host
     with listen_as(STRANGER, port=port):
-        assert find_token(None, env, url).secret.reveal() == "of-up"
+        assert found(url) == "of-up"
 
 
-@pytest.mark.parametrize("taken", [True, False])
+@pytest.mark.parametrize(("host", "at"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"),
+                                          ("dual", "127.0.0.1"), ("dual", "::1")])
 @pytest.mark.parametrize(("user", "may"), [(OWNER, True), (0, True), (STRANGER, False)])
-def test_the_feeders_token_goes_to_processes_of_its_owner_and_of_root_alone(data: Path, user: int, may: bool,
-                                                                           taken: bool) -> None:
+def test_the_feeders_token_goes_to_processes_of_its_owner_and_of_root_alone(data: Path, user: int, may: bool, host: str,
+                                                                           at: str) -> None:
     give(OWNER, data, data / "token")
     token = token_of_feeder(data / "token")
-    for host in ("127.0.0.1", "::1"):
-        with listen_as(user, host) as server, closing(socket.create_connection(server.getsockname()[:2])) as connection:
-            if taken:
-                with acting_as(user):
-                    server.accept()
+    with listen_as(user, host) as server, closing(socket.create_connection((at, server.getsockname()[1]))) as connection:
+        with acting_as(user):
+            taken, _ = server.accept()
+        with taken:
             if may:
                 token.confirm(connection)
-                continue
-            with pytest.raises(ConfigError, match=f"{data}/token was not sent: .* is a program of the user id {STRANGER}"):
-                token.confirm(connection)
+            else:
+                with pytest.raises(ConfigError, match=f"{data}/token was not sent: .* is a process of the user id {STRANGER}"):
+                    token.confirm(connection)
+
+
+def test_it_waits_until_somebody_has_taken_the_connection(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = token_of_feeder(data / "token")
+    with listen_as(0) as server, closing(socket.create_connection(server.getsockname())) as connection:
+        monkeypatch.setattr(credentials, "TAKEN_SECONDS", 0.1)
+        with pytest.raises(TimeoutError):  # root may listen for another user
+            token.confirm(connection)
+        monkeypatch.undo()
+        later = gevent.spawn_later(0.1, server.accept)
+        token.confirm(connection)
+        assert later.ready()
 
 
 def test_a_connection_that_a_stranger_took_before_the_feeder_came_is_not_sent_it(data: Path) -> None:
@@ -139,15 +180,24 @@ def test_a_connection_that_a_stranger_took_before_the_feeder_came_is_not_sent_it
 
 
 def test_what_the_kernel_does_not_show_is_not_sent_it(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with (socket.create_server(("127.0.0.1", 0)) as server,
-          closing(socket.create_connection(server.getsockname())) as connection):
+    def unreadable(connection: object) -> None:
+        raise PermissionError
+
+    with listen_as(0) as server, closing(socket.create_connection(server.getsockname())) as connection:
         token = token_of_feeder(data / "token")
-        token.confirm(connection)
-        for shown in (list, credentials.listeners):  # of a port that the kernel leads elsewhere there is neither end
-            monkeypatch.setattr(credentials, "sockets", shown)
-            with pytest.raises(ConfigError, match="is not seen on this machine"):
+        for shown in (lambda connection: None, unreadable):  # as of a port that leads elsewhere, and where the table is hidden
+            monkeypatch.setattr(credentials, "end_of", shown)
+            with pytest.raises(ConfigError, match="is not a process of this machine"):
                 token.confirm(connection)
         Token(Secret("of-up")).confirm(connection)
+
+
+def test_the_token_of_up_goes_to_no_stranger_either(usual: Path, env: dict[str, str]) -> None:
+    usual.write_text("of-up")
+    with listen_as(STRANGER) as stranger:
+        client = Client(url_of(stranger), find_token(None, env, url_of(stranger)))
+        with taking_one(stranger), pytest.raises(ConfigError, match=f"token was not sent: .* user id {STRANGER}"):
+            client.call("GET", "/v1/jobs")
 
 
 def test_it_is_asked_anew_for_each_connection(data: Path, feeder: Feeder) -> None:
@@ -158,13 +208,9 @@ def test_it_is_asked_anew_for_each_connection(data: Path, feeder: Feeder) -> Non
     client.close()
     feeder.server.shutdown()
     feeder.server.server_close()
-    with listen_as(STRANGER, port=feeder.server.server_address[1]) as stranger:
-        with pytest.raises(ConfigError, match=f"user id {STRANGER}"):
-            client.call("GET", "/v1/jobs")
-        got, _ = stranger.accept()
-        with got:
-            got.settimeout(10)
-            assert got.recv(1) == b"", "it is let go without a word"
+    with (listen_as(STRANGER, port=feeder.server.server_address[1]) as stranger, taking_one(stranger),
+          pytest.raises(ConfigError, match=f"user id {STRANGER}")):
+        client.call("GET", "/v1/jobs")
     assert len(feeder.asked) == 1
 
 
@@ -175,23 +221,20 @@ def test_where_nobody_listens_that_is_what_is_told(env: dict[str, str]) -> None:
         client.call("GET", "/v1/jobs")
 
 
-def test_the_doctor_tells_no_stranger_the_token_of_the_configuration(tmp_path: Path) -> None:
+def test_the_doctor_tells_no_stranger_the_token_of_the_configuration(tmp_path: Path, data: Path) -> None:
     with listen_as(STRANGER) as stranger:
         config = tmp_path / "nommerd.yaml"
-        config.write_text(f"paths: {{data: {tmp_path / 'data'}}}\napi: {{port: {stranger.getsockname()[1]}}}\n")
-        give(OWNER, tmp_path / "data", tmp_path / "data/token")
-        (tmp_path / "data/token").chmod(0o600)
+        config.write_text(f"paths: {{data: {data}}}\napi: {{port: {stranger.getsockname()[1]}}}\n")
+        give(OWNER, data, data / "token")
+        (data / "token").chmod(0o600)
         for url in (None, url_of(stranger)):
             patient = Patient(config_file=config, url=url, env={"HOME": str(tmp_path)}, settings=load(config, {}))
-            told = [one for one in services.tokens(patient) if one.status == "fault"]
+            with taking_one(stranger):
+                told = [one for one in services.tokens(patient) if one.status == "fault"]
             assert [f"user id {STRANGER}" in one.message for one in told] == [True]
-            got, _ = stranger.accept()
-            with got:
-                got.settimeout(10)
-                assert got.recv(1) == b""
-        patient.url = "http://127.0.0.2:1"
-        with pytest.raises(ConfigError, match="There is no API token"):
-            services.token_of(patient)
+        patient.url = "http://feeder.example:1"
+        told = [one for one in services.tokens(patient) if one.status == "warning"]
+        assert [one.message for one in told] == [f"{data}/token was not tried: {patient.url} is not this machine's address."]
 
 
 @pytest.mark.parametrize("lead", ["link", "pipe", "anothers", "empty"])
