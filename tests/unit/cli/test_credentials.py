@@ -135,8 +135,18 @@ def test_what_listens_where_the_url_leads_decides_which_is_taken(data: Path, usu
     for host in ("0.0.0.0", "dual"):
         with listen_as(OWNER, host, port):
             assert found(f"http://127.0.0.1:{port}") == "of-the-machine", host
+    with listen_as(OWNER, "::", port), listen_as(STRANGER, "0.0.0.0", port):
+        assert found(f"http://[::1]:{port}") == "of-the-machine", "what is all of IPv4 is none of IPv6"
     with listen_as(STRANGER, port=port):
         assert found(url) == "of-up"
+
+
+def test_a_token_is_for_who_could_read_it_anyway(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    give(OWNER, data / "token")
+    give(OWNER + 1, data)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert token_of_feeder(data / "token").users == {0, 1000, OWNER}
+    assert token_of_feeder(data / "token", data).users == {0, 1000, OWNER, OWNER + 1}
 
 
 @pytest.mark.parametrize(("host", "at"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("0.0.0.0", "127.0.0.1"), ("::", "::1"),
