@@ -79,7 +79,8 @@ def fuzzed(rig: Rig, *bound: str, at_least: int) -> None:
     """Schemathesis, a process of its own, finds nothing; it asks as somebody who may do everything."""
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"http://127.0.0.1:{rig.port}/openapi.json",
                "--header", f"Authorization: Bearer {rig.token}", "--checks", ",".join(CHECKS), *bound,
-               "--request-timeout", "20", "--seed", str(SEED), "--no-color", "--suppress-health-check", "all",
+               "--request-timeout", "90",  # a call may ask to wait for a minute
+               "--seed", str(SEED), "--no-color", "--suppress-health-check", "all",
                "--continue-on-failure", "--output-truncate", "true",
                "--exclude-path", "/v1/pause"]  # jobs would wait for ever, and so would those who follow them
     done = subprocess.run(command, cwd=rig.root, capture_output=True, text=True, timeout=LONG_SECONDS + 240,
