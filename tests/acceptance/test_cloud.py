@@ -66,11 +66,11 @@ def test_twenty_jobs_from_s3_to_s3_are_done_once_each_and_leave_nothing(tmp_path
         run_many(cloud, 20, receiver)
 
 
-def test_the_same_of_a_few_with_records_in_simpledb(tmp_path: Path, receiver: Receiver) -> None:
+def test_the_same_with_records_in_simpledb(tmp_path: Path, receiver: Receiver) -> None:
     server = SimpleDBProcess(upstream=emulator().url)
     try:
         with Cloud(tmp_path, url=server.url, store="simpledb").set_up() as cloud:
-            run_many(cloud, 6, receiver)
+            run_many(cloud, 20, receiver)
     finally:
         server.stop()
 

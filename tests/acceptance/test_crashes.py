@@ -217,7 +217,7 @@ def crash_run(tmp_path: Path, *, jobs: int, kills: int, seconds: float) -> None:
 
 @pytest.mark.timeout(180)
 def test_killing_everything_again_and_again_loses_and_repeats_nothing(tmp_path: Path) -> None:
-    crash_run(tmp_path, jobs=12, kills=6, seconds=120)
+    crash_run(tmp_path, jobs=20, kills=10, seconds=120)
 
 
 @pytest.mark.slow

@@ -515,7 +515,7 @@ class SimpleLife(Life):
 
 _HEALTH = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much]
 TestMemoryLife = MemoryLife.TestCase
-TestMemoryLife.settings = settings(max_examples=80, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
+TestMemoryLife.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
 TestSqliteLife = SqliteLife.TestCase
 TestSqliteLife.settings = settings(max_examples=20, stateful_step_count=40, deadline=None, suppress_health_check=_HEALTH)
 TestDynamoLife = DynamoLife.TestCase  # each step asks a hundred questions of a server

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from nommerd.cli import credentials
 from nommerd.cli import doctor as command
 from nommerd.cli.checks import database, encoding, machine, services
 from nommerd.cli.checks.finding import Finding, Patient, within
@@ -203,7 +204,9 @@ def test_something_else_on_the_port_is_a_fault(feeder: Feeder, tmp_path: Path) -
     assert ("feeder", "fault") in statuses(services.feeder(patient))
 
 
-def test_a_token_file_that_is_of_no_use_is_told_and_not_taken_for_none(tmp_path: Path) -> None:
+def test_a_token_file_that_is_of_no_use_is_told_and_not_taken_for_none(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(credentials, "SYSTEM_DATA", tmp_path / "none")  # this machine may have nommerd itself
     patient = settled(tmp_path)
     file = patient.known.token_file
     told = [one for one in services.tokens(patient) if "no token here" in one.message]
